@@ -1,0 +1,122 @@
+"""Classifiers around a backbone, as each family publishes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Pool = Literal["mean", "token", "mean_tokens", "distilled_mean"]
+
+
+@dataclass(frozen=True)
+class ClassifierHead:
+    """What a family puts on its backbone.
+
+    Attributes:
+        norm: norm layer of the head (LayerNorm over channels, BatchNorm2d ...); None where the backbone has it.
+        eps: its epsilon.
+        pool: "mean" of the last level's map; of a token family the first "token", the "mean_tokens" of its patches,
+            or "distilled_mean", the mean of two linear heads on the first two tokens.
+        norm_first: norm every position and then pool, or pool and then norm.
+        hidden: activation between a square Linear and the last one; None for no hidden layer.
+    """
+
+    norm: Callable[..., nn.Module] | None = nn.LayerNorm
+    eps: float = 1e-5
+    pool: Pool = "mean"
+    norm_first: bool = True
+    hidden: Callable[[], nn.Module] | None = None
+
+    def __call__(self, backbone: Any, classes: int) -> nn.Module:
+        if self.pool == "mean":
+            return MapHead(backbone.channels[-1], classes, self)
+        return TokenHead(backbone.channels[-1], classes, self, backbone.prefix)
+
+
+def _norm(head: ClassifierHead, dim: int) -> nn.Module:
+    return nn.Identity() if head.norm is None else head.norm(dim, eps=head.eps)
+
+
+def _last(dim: int, classes: int) -> nn.Linear:
+    fc = nn.Linear(dim, classes)
+    nn.init.trunc_normal_(fc.weight, std=0.02)
+    nn.init.zeros_(fc.bias)
+    return fc
+
+
+def _hidden(head: ClassifierHead, dim: int) -> nn.Module:
+    return nn.Identity() if head.hidden is None else nn.Sequential(nn.Linear(dim, dim), head.hidden())
+
+
+class MapHead(nn.Module):
+    """Last level (B, C, H, W) -> logits (B, classes)."""
+
+    takes = "pyramid"
+
+    def __init__(self, dim: int, classes: int, head: ClassifierHead) -> None:
+        super().__init__()
+        self.norm_first = head.norm_first
+        self.norm, self.hidden, self.fc = _norm(head, dim), _hidden(head, dim), _last(dim, classes)
+        self.per_map = isinstance(self.norm, nn.BatchNorm2d)  # batch norm wants channels first
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        x = pyramid[-1]
+        if self.norm_first:
+            x = self.norm(x).mean((2, 3)) if self.per_map else self.norm(x.permute(0, 2, 3, 1)).mean((1, 2))
+        elif self.per_map:
+            x = self.norm(x.mean((2, 3), keepdim=True)).flatten(1)
+        else:
+            x = self.norm(x.mean((2, 3)))
+        return self.fc(self.hidden(x))
+
+
+class TokenHead(nn.Module):
+    """Tokens (B, N, C) -> logits (B, classes)."""
+
+    takes = "tokens"
+
+    def __init__(self, dim: int, classes: int, head: ClassifierHead, prefix: int) -> None:
+        super().__init__()
+        self.pool, self.prefix, self.norm_first = head.pool, prefix, head.norm_first
+        self.norm, self.hidden, self.fc = _norm(head, dim), _hidden(head, dim), _last(dim, classes)
+        self.fc_distilled = _last(dim, classes) if head.pool == "distilled_mean" else None
+
+    def both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The two logits of a distilled network, (B, classes) each: of the class and of the distillation token."""
+        assert self.fc_distilled is not None
+        x = self.norm(tokens[:, :2])
+        return self.fc(self.hidden(x[:, 0])), self.fc_distilled(self.hidden(x[:, 1]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.pool == "distilled_mean":
+            first, second = self.both(tokens)
+            return (first + second) / 2
+        if self.pool == "token":
+            x = self.norm(tokens[:, 0])
+        else:
+            x = tokens[:, self.prefix :]
+            x = self.norm(x).mean(1) if self.norm_first else self.norm(x.mean(1))
+        return self.fc(self.hidden(x))
+
+
+class Classifier(nn.Module):
+    """Image (B, C, H, W) -> logits (B, classes): a backbone under the head that its family states.
+
+    The family is the module in which the backbone's class lives; it has `HEAD`, or a function `head` in its place.
+    """
+
+    def __init__(self, backbone: Any, classes: int) -> None:
+        super().__init__()
+        module: Any = sys.modules[type(backbone).__module__]
+        make = module.head if hasattr(module, "head") else module.HEAD
+        self.backbone = backbone
+        self.head: Any = make(backbone, classes)
+        self.takes_tokens = self.head.takes == "tokens"
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone.tokens(image) if self.takes_tokens else self.backbone(image))
+        return logits
