@@ -21,7 +21,8 @@ def merge(config: T, values: Mapping[str, Any], *, kind: str = "") -> T:
     Lists become tuples and whole numbers become floats where the field asks for it; nested tables go into nested
     dataclasses. Raises UnknownNameError for a name that the dataclass lacks, SettingError for a value of another type.
     """
-    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
     kind = kind or f"setting of {type(config).__name__}"
     hints = typing.get_type_hints(type(config))
     fields = {f.name for f in dataclasses.fields(config)}

@@ -157,7 +157,8 @@ def load_published(
     from core import registry  # the one look upwards: this is the entry point that joins both
 
     path = Path(path)
-    state = {n.removeprefix(prefix): v for n, v in read_checkpoint(path, wrapper=wrapper).items() if n.startswith(prefix)}
+    whole = read_checkpoint(path, wrapper=wrapper)
+    state = {n.removeprefix(prefix): v for n, v in whole.items() if n.startswith(prefix)}
     if not state:
         raise WeightsError(f"{path}: no name starts with {prefix!r}")
     module, base = registry.lookup(name)

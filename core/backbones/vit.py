@@ -1,8 +1,8 @@
 """Plain Vision Transformer: every published form of it that the house's systems stand on.
 
 Papers: arXiv 2010.11929 (ViT), 2012.12877 (DeiT), 2104.14294 (DINO), 2304.07193 and 2309.16588 (DINOv2, registers),
-2106.08254 (BEiT's biases), 2106.01548 (the Flax networks trained with SAM). References: the systems' cards deit-lt, gmml,
-sam, glsim, icolorit, ph-reg, asit.
+2106.08254 (BEiT's biases), 2106.01548 (the Flax networks trained with SAM). References: those of the systems' cards
+deit-lt, gmml, sam, glsim, icolorit, ph-reg, asit.
 Differs: tokens are always ordered [class, distillation, registers, patches], wherever the authors put the registers;
 separate q, k, v are one projection.
 """
@@ -34,7 +34,10 @@ FACTS = Facts(
     paper="arXiv 2010.11929",
     licence="Apache-2.0 (ViT, DeiT, DINO, DINOv2)",
     top1={"flax_base": 79.9},  # trained with SAM, arXiv 2106.01548
-    size=dict.fromkeys(("dinov2_small", "dinov2_base", "dinov2_large", "dinov2_small_registers", "dinov2_base_registers"), 518),
+    size={
+        "dinov2_small": 518, "dinov2_base": 518, "dinov2_large": 518,
+        "dinov2_small_registers": 518, "dinov2_base_registers": 518,
+    },
 )  # fmt: skip
 
 

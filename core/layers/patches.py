@@ -33,7 +33,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """2x2 cells to one: (B, H, W, C) -> (B, h, w, out), h = ceil(H/2), or floor with `floor` (Swin, arXiv 2103.14030, 3.1).
+    """2x2 cells to one: (B, H, W, C) -> (B, h, w, out), h = ceil(H/2), floor(H/2) with `floor` (arXiv 2103.14030, 3.1).
 
     The four phases are joined column by column, as the published weights need: (row, column) = (0, 0), (1, 0), (0, 1),
     (1, 1). Odd sides get one row or column of zeros, or lose one.

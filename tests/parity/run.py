@@ -6,8 +6,8 @@ For each `system--variant.json` it builds our network from the authors' argument
 vector's recipe, and prints parameters (ours/published) and the largest error of each output relative to its spread.
 Writes TABLE.md into DIR (or FILE), and exits with 1 if a vector fails or nobody claims it.
 
-A system is claimed by `adapters/<system>.py` or, without one, by the family `core/backbones/<system>.py`. An adapter may
-define
+A system is claimed by `adapters/<system>.py` or, without one, by the family `core/backbones/<system>.py`. An adapter
+may define
     model(fixture, dtype) -> nn.Module | None           default: the family's network, filled
     answers(model, fixture, dtype) -> {output: Tensor}  default: stageN, featN and logits
     check(document) -> {output: error}                  for files of another form (no "state")
@@ -69,7 +69,8 @@ def adapter(system: str) -> ModuleType | None:
     if not path.exists():
         return None
     spec = importlib.util.spec_from_file_location(f"parity_adapter_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
