@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import pickletools
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,26 +76,41 @@ def _read_torch(path: Path) -> Any:
     # Authors keep their command line (argparse.Namespace) beside the weights: a class without behaviour, safe to make.
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the load itself says if it fails
+                return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            asked = _unsafe_global(str(error))
+            asked = _unsafe_global(str(error)) or _imports(path)
             if asked:
                 raise WeightsError(
                     f"{path}: refused, because reading it would run code ({asked}); ask for a plain state dict or a "
                     ".safetensors file"
                 ) from None
-            raise WeightsError(f"{path}: cut off, or not a PyTorch weights file ({_first_line(error)})") from None
+            raise WeightsError(f"{path}: cut off, or not a PyTorch weights file") from None
         except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise WeightsError(f"{path}: cut off, or not a PyTorch weights file ({_first_line(error)})") from None
 
 
 def _unsafe_global(message: str) -> str:
-    """The name that the file asks to import, from torch's own refusal."""
-    for marker in ("Unsupported global: GLOBAL ", "Unsupported class "):
-        if marker in message:
-            return message.split(marker, 1)[1].split()[0]
-    if "Unsupported operand" in message or "Trying to load unsupported" in message:
-        return _first_line(message)
+    """The name that the file asks to import or call, from torch's own refusal; empty where it asks for none."""
+    found = re.search(r"GLOBAL ([\w.]+)|unrecognized function <?([\w. ]+)|Unsupported class (\S+)", message)
+    return next((name for name in found.groups() if name), "") if found else ""
+
+
+def _imports(path: Path) -> str:
+    """The first name that a bare pickle would import, found by reading its instructions without following them."""
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for instruction, argument, _ in pickletools.genops(file):
+                if instruction.name == "GLOBAL":
+                    return str(argument).replace(" ", ".")
+                if instruction.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except (ValueError, OSError):  # no pickle, or it ends early
+        pass
     return ""
 
 

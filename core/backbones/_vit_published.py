@@ -1,19 +1,17 @@
-"""How authors name a plain ViT's parameters, and what those names and shapes tell about it."""
+"""How authors name a plain ViT's parameters."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core.layers.positions import Resizing, resize_bias_table, resize_grid
-from core.weights import KeyMap, choose
+from core.weights import KeyMap
 
-_EMBED, _BLOCK = "backbone.stages.0.embed.", r"backbone.stages.0.blocks.\1."
+EMBED, _BLOCK = "backbone.stages.0.embed.", r"backbone.stages.0.blocks.\1."
 
 
 def _as_token(value: Tensor) -> Tensor:
@@ -48,20 +46,22 @@ _UNUSED = [r"(^|\.)mask_token$", r"(^|\.)relative_position_index$"]  # learned o
 
 TIMM = KeyMap(  # also DeiT, DINO, DINOv2, MAE, BEiT, GMML, ASiT, iColoriT
     rename=[
-        (r"^cls_token$", _EMBED + "class_token"),
-        (r"^dist_token$", _EMBED + "distillation_token"),
-        (r"^(reg_token|register_tokens)$", _EMBED + "registers"),
-        (r"^pos_embed$", _EMBED + "learned"),
-        (r"^patch_embed\.proj\.", _EMBED + "patches.conv."),
-        (r"^norm_pre\.", _EMBED + "norm."),
+        (r"^cls_token$", EMBED + "class_token"),
+        (r"^dist_token$", EMBED + "distillation_token"),
+        (r"^(reg_token|register_tokens)$", EMBED + "registers"),
+        (r"^pos_embed$", EMBED + "learned"),
+        (r"^patch_embed\.proj\.", EMBED + "patches.conv."),
+        (r"^norm_pre\.", EMBED + "norm."),
         (r"^blocks\.(\d+)\.", _BLOCK),
         (r"\.attn\.(rpb_table|relative_position_bias_table)$", ".token_mixer.bias_table"),
         (r"\.attn\.", ".token_mixer."),
         *_MLP,
         (r"\.(?:ls(\d)\.gamma|gamma_(\d))$", r".scale\1\2.scale"),
         (r"^norm\.", "backbone.norm."),
+        (r"^fc_norm\.", "head.norm."),
         (r"^head\.(weight|bias)$", r"head.fc.\1"),
         (r"^head_dist\.", "head.fc_distilled."),
+        (r"^attn_pool\.", "head.attention_pool."),  # SigLIP's; no part of the backbone
     ],
     drop=_UNUSED,
     resize=_RESIZE,
@@ -81,11 +81,11 @@ _HF_BLOCK = [
 ]
 HUGGING_FACE = KeyMap(  # ViT, DeiT and DINOv2 of transformers; PH-Reg's and LGViT's files
     rename=[
-        (r"^(?:.*\.)?embed(?:dings)?\.cls_token$", _EMBED + "class_token"),
-        (r"^(?:.*\.)?embed(?:dings)?\.distillation_token$", _EMBED + "distillation_token"),
-        (r"^(?:.*\.)?(?:embed(?:dings)?\.)?register(?:_token)?s$", _EMBED + "registers"),
-        (r"^(?:.*\.)?embed(?:dings)?\.position_embeddings$", _EMBED + "learned"),
-        (r"^(?:.*\.)?embed(?:dings)?\.patch_embeddings\.projection\.", _EMBED + "patches.conv."),
+        (r"^(?:.*\.)?embed(?:dings)?\.cls_token$", EMBED + "class_token"),
+        (r"^(?:.*\.)?embed(?:dings)?\.distillation_token$", EMBED + "distillation_token"),
+        (r"^(?:.*\.)?(?:embed(?:dings)?\.)?register(?:_token)?s$", EMBED + "registers"),
+        (r"^(?:.*\.)?embed(?:dings)?\.position_embeddings$", EMBED + "learned"),
+        (r"^(?:.*\.)?embed(?:dings)?\.patch_embeddings\.projection\.", EMBED + "patches.conv."),
         *_HF_BLOCK,
         *_MLP,
         (r"^(?:.*\.)?layernorm\.", "backbone.norm."),
@@ -99,9 +99,9 @@ HUGGING_FACE = KeyMap(  # ViT, DeiT and DINOv2 of transformers; PH-Reg's and LGV
 
 GLSIM = KeyMap(
     rename=[
-        (r"^class_token$", _EMBED + "class_token"),
-        (r"^positional_embedding\.pos_embedding$", _EMBED + "learned"),
-        (r"^patch_embedding\.", _EMBED + "patches.conv."),
+        (r"^class_token$", EMBED + "class_token"),
+        (r"^positional_embedding\.pos_embedding$", EMBED + "learned"),
+        (r"^patch_embedding\.", EMBED + "patches.conv."),
         (r"^encoder\.blocks\.(\d+)\.", _BLOCK),
         (r"\.attn\.proj_q\.(weight|bias)$", r".token_mixer.qkv.\1[0]"),
         (r"\.attn\.proj_k\.(weight|bias)$", r".token_mixer.qkv.\1[1]"),
@@ -118,10 +118,10 @@ GLSIM = KeyMap(
 
 CLIP = KeyMap(  # OpenAI's visual tower; its projection is no part of the backbone
     rename=[
-        (r"^class_embedding$", _EMBED + "class_token"),
-        (r"^positional_embedding$", _EMBED + "learned"),
-        (r"^conv1\.", _EMBED + "patches.conv."),
-        (r"^ln_pre\.", _EMBED + "norm."),
+        (r"^class_embedding$", EMBED + "class_token"),
+        (r"^positional_embedding$", EMBED + "learned"),
+        (r"^conv1\.", EMBED + "patches.conv."),
+        (r"^ln_pre\.", EMBED + "norm."),
         (r"^transformer\.resblocks\.(\d+)\.", _BLOCK),
         (r"\.attn\.in_proj_(weight|bias)$", r".token_mixer.qkv.\1"),
         (r"\.attn\.out_proj\.", ".token_mixer.proj."),
@@ -144,9 +144,9 @@ def _flax_heads(value: Tensor) -> Tensor:
 
 FLAX = KeyMap(  # Google's .npz: slash-joined paths, kernels input first
     rename=[
-        (r"^cls$", _EMBED + "class_token"),
-        (r"^Transformer/posembed_input/pos_embedding$", _EMBED + "learned"),
-        (r"^embedding/", _EMBED + "patches.conv."),
+        (r"^cls$", EMBED + "class_token"),
+        (r"^Transformer/posembed_input/pos_embedding$", EMBED + "learned"),
+        (r"^embedding/", EMBED + "patches.conv."),
         (r"^Transformer/encoderblock_(\d+)/", _BLOCK),
         (r"MultiHeadDotProductAttention_1/query/kernel$", "token_mixer.qkv.weight[0]"),
         (r"MultiHeadDotProductAttention_1/key/kernel$", "token_mixer.qkv.weight[1]"),
@@ -173,43 +173,36 @@ FLAX = KeyMap(  # Google's .npz: slash-joined paths, kernels input first
     when=r"^Transformer/encoderblock_0/",
 )
 
-PUBLISHED = (FLAX, CLIP, GLSIM, HUGGING_FACE, TIMM)
+
+def _linear_patches(value: Tensor) -> Tensor:
+    """Patches flattened (row, column, channel) before a Linear (D, p * p * C) -> convolution (D, C, p, p). Channels are
+    3 where that leaves a square, else 1 or 4.
+    """
+    inside = value.shape[1]
+    for channels in (3, 1, 4):
+        side = math.isqrt(inside // channels)
+        if side * side * channels == inside:
+            return value.reshape(-1, side, side, channels).permute(0, 3, 1, 2).contiguous()
+    return value
 
 
-def structure(names: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What published names and shapes say of a plain ViT, as settings; `position_rows` of the table, if learned."""
-    keymap = choose(PUBLISHED, names)
-    ours: dict[str, Sequence[int]] = {}
-    for name, shape in names.items():
-        value = torch.empty(tuple(shape), device="meta")
-        for pattern, change in keymap.transform.items():
-            if re.search(pattern, name):
-                value = change(value)
-        if (renamed := keymap.name(name)) is not None:
-            ours[renamed] = tuple(value.shape)
-    conv = ours.get(_EMBED + "patches.conv.weight")
-    if conv is None:
-        return {}
-    block = "backbone.stages.0.blocks."
-    first = block + "0."
-    found: dict[str, Any] = {
-        "in_channels": conv[1],
-        "dim": conv[0],
-        "patch": conv[2] if conv[2] == conv[3] else (conv[2], conv[3]),
-        "depth": 1 + max((int(n.split(".")[4]) for n in ours if n.startswith(block)), default=-1),
-        "mlp_ratio": ours[first + "channel_mixer.fc1.weight"][0] / conv[0],
-        "class_token": _EMBED + "class_token" in ours,
-        "distillation_token": _EMBED + "distillation_token" in ours,
-        "registers": ours.get(_EMBED + "registers", (1, 0, 0))[1],
-        "relative": first + "token_mixer.bias_table" in ours,
-        "patch_bias": _EMBED + "patches.conv.bias" in ours,
-        "norm_pre": _EMBED + "norm.weight" in ours,
-        "norm": "backbone.norm.weight" in ours,
-        "layer_scale": 1.0 if first + "scale1.scale" in ours else None,
-    }
-    joint = any(n.startswith(first + "token_mixer.qkv.bias") for n in ours)
-    found["qkv_bias"] = "full" if joint else "qv" if first + "token_mixer.q_bias" in ours else "none"
-    if _EMBED + "learned" in ours:
-        found["position_rows"] = ours[_EMBED + "learned"][1]
-        found["positions"] = "learned"
-    return found
+GMM_MASK = KeyMap(  # the plain host of Gaussian mixture masks
+    rename=[
+        (r"^cls_token$", EMBED + "class_token"),
+        (r"^pos_embedding$", EMBED + "learned"),
+        (r"^to_patch_embedding\.1\.", EMBED + "patches.conv."),
+        (r"^transformer\.layers\.(\d+)\.", _BLOCK),
+        (r"(blocks\.\d+)\.0\.norm\.", r"\1.norm1."),
+        (r"(blocks\.\d+)\.1\.norm\.", r"\1.norm2."),
+        (r"(blocks\.\d+)\.0\.fn\.to_qkv\.", r"\1.token_mixer.qkv."),
+        (r"(blocks\.\d+)\.0\.fn\.to_out\.0\.", r"\1.token_mixer.proj."),
+        (r"(blocks\.\d+)\.1\.fn\.net\.0\.", r"\1.channel_mixer.fc1."),
+        (r"(blocks\.\d+)\.1\.fn\.net\.3\.", r"\1.channel_mixer.fc2."),
+        (r"^mlp_head\.0\.", "backbone.norm."),
+        (r"^mlp_head\.1\.", "head.fc."),
+    ],
+    transform={r"^to_patch_embedding\.1\.weight$": _linear_patches},
+    when=r"^to_patch_embedding\.1\.",
+)
+
+PUBLISHED = (FLAX, CLIP, GLSIM, GMM_MASK, HUGGING_FACE, TIMM)

@@ -8,6 +8,7 @@ function.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -195,15 +196,13 @@ build = Swin
 
 _ARGUMENTS = {  # the authors' constructor arguments and our settings
     "in_chans": "in_channels", "embed_dim": "dim", "depths": "depths", "num_heads": "heads", "window_size": "window",
-    "img_size": "image_size", "pretrain_img_size": "image_size", "ape": "absolute", "patch_size": "patch",
+    "img_size": "image_size", "image_size": "image_size", "pretrain_img_size": "image_size", "ape": "absolute", "patch_size": "patch",
     "patch_norm": "patch_norm", "mlp_ratio": "mlp_ratio", "qkv_bias": "qkv_bias", "qk_scale": "scale",
     "drop_path_rate": "drop_path", "drop_rate": "dropout", "attn_drop_rate": "attention_dropout",
 }  # fmt: skip
 
 
-def from_published(
-    build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base: SwinConfig = TINY
-) -> SwinConfig:
+def from_published(build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base: SwinConfig = TINY) -> SwinConfig:
     """The authors' constructor arguments as ours; dense form, MLP form, norms and positions by parameter names."""
     given = {ours: build[theirs] for theirs, ours in _ARGUMENTS.items() if theirs in build}
     given |= {k: tuple(given[k]) for k in ("depths", "heads") if k in given}
@@ -212,18 +211,19 @@ def from_published(
     if isinstance(given.get("patch"), list | tuple):
         given["patch"] = given["patch"][0]
     config = replace(base, **given)
-    if not any(n.startswith("layers.") for n in names):
+    bare = {re.sub(r"^(swin\.)?(encoder\.)?", "", n) for n in names}
+    if not any(n.startswith("layers.") for n in bare):
         return config
-    stages = 1 + max(int(n.split(".")[1]) for n in names if n.startswith("layers."))
-    norms = tuple(i for i in range(stages) if f"norm{i}.weight" in names)
-    headless = "norm.weight" not in names
+    stages = 1 + max(int(n.split(".")[1]) for n in bare if n.startswith("layers."))
+    norms = tuple(i for i in range(stages) if f"norm{i}.weight" in bare)
+    headless = not bare & {"norm.weight", "layernorm.weight"}
     return replace(
         config,
         dense=bool(norms) or (headless and config.dense),
         norms=norms if norms and len(norms) < stages else None,
-        mixer="mlp" if any(".spatial_mlp." in n for n in names) else "attention",
-        absolute="absolute_pos_embed" in names,
-        patch_norm="patch_embed.norm.weight" in names,
+        mixer="mlp" if any(".spatial_mlp." in n for n in bare) else "attention",
+        absolute=bool(bare & {"absolute_pos_embed", "embeddings.position_embeddings"}),
+        patch_norm=bool(bare & {"patch_embed.norm.weight", "embeddings.norm.weight"}),
     )
 
 
@@ -272,10 +272,38 @@ def _table(value: Tensor, ours: Tensor, model: nn.Module) -> Tensor:
 
 _COMMON: dict[str, Any] = {
     "drop": [r"relative_position_index$", r"attn_mask$"],
-    "transform": {r"\.spatial_mlp\.weight$": _heads, r"^absolute_pos_embed$": _positions},
+    "transform": {
+        r"\.spatial_mlp\.weight$": _heads,
+        r"^absolute_pos_embed$|embeddings\.position_embeddings$": _positions,
+    },
     "resize": {r"bias_table$": _table, r"positions$": _fit_positions, r"token_mixer\.bias$": _head_bias},
 }
+_DOWN = [(rf"^layers\.{i}\.downsample", f"backbone.stages.{i + 1}.merge") for i in range(8)]
 PUBLISHED = (
+    KeyMap(  # Hugging Face: separate q, k and v; LGViT's files, too
+        rename=[
+            (r"^(?:swin\.)?(?:encoder\.)?", ""),
+            *_DOWN,
+            (r"^layers\.(\d+)\.blocks\.(\d+)", r"backbone.stages.\1.blocks.\2"),
+            (r"\.attention\.self\.relative_position_bias_table$", ".token_mixer.bias_table"),
+            *(
+                (rf"\.attention\.self\.{part}\.(weight|bias)$", rf".token_mixer.qkv.\1[{i}]")
+                for i, part in enumerate(("query", "key", "value"))
+            ),
+            (r"\.attention\.output\.dense\.", ".token_mixer.proj."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"\.intermediate\.dense\.", ".channel_mixer.fc1."),
+            (r"(blocks\.\d+)\.output\.dense\.", r"\1.channel_mixer.fc2."),
+            (r"^embeddings\.patch_embeddings\.projection\.", "backbone.stages.0.merge.patches.conv."),
+            (r"^embeddings\.norm\.", "backbone.stages.0.merge.patches.norm."),
+            (r"^embeddings\.position_embeddings$", "backbone.stages.0.merge.positions"),
+            (r"^layernorm\.", "head.norm."),
+            (r"^classifier\.", "head.fc."),
+        ],
+        when=r"^(swin\.)?encoder\.layers\.\d+\.blocks\.",
+        **_COMMON,
+    ),
     KeyMap(  # timm keeps the merging with the stage after it, and the last layer under head.fc
         rename=[(r"^layers\.(\d+)\.downsample", r"backbone.stages.\1.merge"), *_BLOCKS, (r"^head\.fc\.", "head.fc.")],
         when=r"^head\.fc\.|^layers\.3\.downsample\.",
@@ -283,7 +311,7 @@ PUBLISHED = (
     ),
     KeyMap(
         rename=[
-            *((rf"^layers\.{i}\.downsample", f"backbone.stages.{i + 1}.merge") for i in range(8)),
+            *_DOWN,
             *_BLOCKS,
             (r"^head\.(weight|bias)", r"head.fc.\1"),
         ],

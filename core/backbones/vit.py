@@ -1,8 +1,9 @@
 """Plain Vision Transformer: every published form of it that the house's systems stand on.
 
 Papers: arXiv 2010.11929 (ViT), 2012.12877 (DeiT), 2104.14294 (DINO), 2304.07193 and 2309.16588 (DINOv2, registers),
-2106.08254 (BEiT's biases), 2106.01548 (the Flax networks trained with SAM). References: those of the systems' cards
-deit-lt, gmml, sam, glsim, icolorit, ph-reg, asit.
+2106.08254 (BEiT's biases), 2106.01548 (the Flax networks trained with SAM), 2103.00020 (CLIP), 2303.15343 (SigLIP, its
+attention pooling left out). References: those of the systems' cards
+deit-lt, gmml, sam, glsim, icolorit, ph-reg, asit, dsva, lgvit, gmm-mask, locality-alignment.
 Differs: tokens are always ordered [class, distillation, registers, patches], wherever the authors put the registers;
 separate q, k, v are one projection.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones._vit_published import PUBLISHED as PUBLISHED
-from core.backbones._vit_published import structure
+from core.backbones._vit_settings import settings
 from core.errors import SettingError, ShapeError, expect_shape
 from core.facts import Facts
 from core.heads.classify import ClassifierHead
@@ -32,11 +33,11 @@ from core.mixers.attention import QKVBias, SelfAttention
 FACTS = Facts(
     title="Vision Transformer",
     paper="arXiv 2010.11929",
-    licence="Apache-2.0 (ViT, DeiT, DINO, DINOv2)",
+    licence="Apache-2.0 (ViT, DeiT, DINO, DINOv2, SigLIP), MIT (CLIP)",
     top1={"flax_base": 79.9},  # trained with SAM, arXiv 2106.01548
     size={
         "dinov2_small": 518, "dinov2_base": 518, "dinov2_large": 518,
-        "dinov2_small_registers": 518, "dinov2_base_registers": 518,
+        "dinov2_small_registers": 518, "dinov2_base_registers": 518, "clip_large_336": 336, "siglip_so400m_384": 384,
     },
 )  # fmt: skip
 
@@ -44,9 +45,9 @@ FACTS = Facts(
 @dataclass(frozen=True)
 class ViTConfig:
     in_channels: int = 3
-    image_size: int | tuple[int, int] = 224  # pixels, rows and columns; sets the built grid of positions
+    image_size: int | tuple[int, int] = 224  # pixels, rows and columns; sets the grid that positions are built for
     patch: int | tuple[int, int] = 16  # pixels
-    stride: int | tuple[int, int] | None = None  # pixels between patches; by default the patch
+    stride: int | tuple[int, int] | None = None  # pixels between patches, by default the patch; positions follow
     dim: int = 768
     depth: int = 12
     heads: int = 12
@@ -65,7 +66,8 @@ class ViTConfig:
     eps: float = 1e-6  # of every LayerNorm
     patch_bias: bool = True
     norm_pre: bool = False  # LayerNorm before the first block (CLIP)
-    norm: bool = True  # LayerNorm after the last block
+    norm: bool = True  # LayerNorm after the last block; without it the classifier norms what it pooled
+    norm_eps: float | None = None  # of that LayerNorm; `eps` by default
     pool: Literal["token", "mean_tokens"] = "token"  # what the classifier looks at, without a distillation token
     drop_path: float | tuple[float, ...] = 0.0  # of the last block, linear from 0; or one per block
     dropout: float = 0.0
@@ -73,12 +75,12 @@ class ViTConfig:
 
 
 def grid(c: ViTConfig) -> tuple[int, int]:
-    """Rows and columns of patches at the built image size."""
+    """Rows and columns of whole patches at the built image size. A smaller stride makes more of them, and positions
+    are resized to it: so do DINO's dense extractors (dSVA).
+    """
     sizes = (c.image_size, c.image_size) if isinstance(c.image_size, int) else c.image_size
     patches = (c.patch, c.patch) if isinstance(c.patch, int) else c.patch
-    strides = patches if c.stride is None else (c.stride, c.stride) if isinstance(c.stride, int) else c.stride
-    h, w = ((n - p) // s + 1 for n, p, s in zip(sizes, patches, strides, strict=True))
-    return h, w
+    return sizes[0] // patches[0], sizes[1] // patches[1]
 
 
 class Embedding(nn.Module):
@@ -126,10 +128,11 @@ class Embedding(nn.Module):
         return torch.cat([table[:, : self.placed], resize_grid(cells, size, self.how).flatten(1, 2)], dim=1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        patch = self.patches.patch
+        if image.shape[2] < patch[0] or image.shape[3] < patch[1]:
+            raise ShapeError(f"an image of {image.shape[2]} x {image.shape[3]} pixels is smaller than a {patch} patch")
         x: Tensor = self.patches(image)
         B, h, w, _ = x.shape
-        if h == 0 or w == 0:
-            raise ShapeError(f"an image of {tuple(image.shape[2:])} pixels is smaller than one patch")
         positions = self.positions((h, w), image.shape[2] == image.shape[3])
         first = [t.expand(B, -1, -1) for t in (self.class_token, self.distillation_token) if t is not None]
         x = x.flatten(1, 2)
@@ -152,9 +155,11 @@ class Encoder(nn.Module):
     def __init__(self, c: ViTConfig) -> None:
         super().__init__()
         self.embed = Embedding(c)
-        rates = spread(c.drop_path, (c.depth,))[0] if isinstance(c.drop_path, float) else list(c.drop_path)
+        rates = list(c.drop_path) if isinstance(c.drop_path, tuple) else spread(c.drop_path, (c.depth,))[0]
         if len(rates) != c.depth:
             raise SettingError(f"vit: {c.depth} blocks but {len(rates)} drop-path rates")
+        if c.relative and c.stride is not None:
+            raise SettingError("vit: a relative bias goes with whole patches, leave `stride` out")
         prefix = c.class_token + c.distillation_token + c.registers
         self.blocks = nn.ModuleList(
             Block(
@@ -182,7 +187,7 @@ class ViT(nn.Module):
     """Image (B, C, H, W) -> one level (B, dim, h, w), h = floor((H - patch) / stride) + 1.
 
     Any size from one patch up, where `resize` says how positions follow; sides that the patch does not divide lose the
-    remainder. A relative bias ties the network to its built grid.
+    remainder. A relative bias ties the network to its built grid: another one raises ShapeError.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -193,7 +198,7 @@ class ViT(nn.Module):
         self.strides = (stride if isinstance(stride, int) else stride[0],)
         self.prefix = c.class_token + c.distillation_token + c.registers
         self.stages = nn.ModuleList([Encoder(c)])
-        self.norm = nn.LayerNorm(c.dim, eps=c.eps) if c.norm else nn.Identity()
+        self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps or c.eps) if c.norm else nn.Identity()
         self.apply(_initialise)
 
     @property
@@ -266,9 +271,14 @@ def _initialise(module: nn.Module) -> None:
 
 
 def head(backbone: ViT, classes: int) -> nn.Module:
-    """The final norm is the backbone's; a distilled network answers with the mean of its two logits."""
-    pool = "distilled_mean" if backbone.config.distillation_token else backbone.config.pool
-    return ClassifierHead(norm=None, pool=pool)(backbone, classes)
+    """The final norm is the backbone's, or else comes after pooling (timm's fc_norm, Gaussian mask ViT); a distilled
+    network answers with the mean of its two logits.
+    """
+    c = backbone.config
+    pool = "distilled_mean" if c.distillation_token else c.pool
+    return ClassifierHead(norm=None if c.norm else nn.LayerNorm, eps=c.norm_eps or c.eps, pool=pool, norm_first=False)(
+        backbone, classes
+    )
 
 
 TINY = ViTConfig(dim=192, heads=3)
@@ -278,6 +288,8 @@ LARGE = ViTConfig(dim=1024, depth=24, heads=16)
 HUGE = ViTConfig(dim=1280, depth=32, heads=16, patch=14)
 DINOV2 = ViTConfig(patch=14, image_size=518, resize="exact", layer_scale=1.0)
 FLAX = ViTConfig(activation="gelu_tanh", resize="linear")
+CLIP = ViTConfig(activation="quick_gelu", eps=1e-5, norm_pre=True, patch_bias=False)
+SIGLIP = ViTConfig(class_token=False, resize="exact", pool="mean_tokens")
 
 VARIANTS = {
     "tiny": TINY,
@@ -285,7 +297,9 @@ VARIANTS = {
     "base": BASE,
     "large": LARGE,
     "huge": HUGE,
+    "tiny_4": replace(TINY, patch=4),
     "tiny_8": replace(TINY, patch=8),
+    "tiny_32": replace(TINY, patch=32),
     "small_8": replace(SMALL, patch=8),
     "base_8": replace(BASE, patch=8),
     "small_32": replace(SMALL, patch=32),
@@ -305,41 +319,21 @@ VARIANTS = {
     "flax_small_32": replace(FLAX, dim=384, heads=6, patch=32),
     "flax_base": FLAX,
     "flax_base_32": replace(FLAX, patch=32),
+    "clip_base": CLIP,
+    "clip_base_32": replace(CLIP, patch=32),
+    "clip_large": replace(CLIP, patch=14, dim=1024, depth=24, heads=16),
+    "clip_large_336": replace(CLIP, patch=14, dim=1024, depth=24, heads=16, image_size=336),
+    "siglip_base": SIGLIP,
+    "siglip_so400m": replace(SIGLIP, patch=14, dim=1152, depth=27, heads=16, mlp_ratio=4304 / 1152),
+    "siglip_so400m_384": replace(SIGLIP, patch=14, dim=1152, depth=27, heads=16, mlp_ratio=4304 / 1152, image_size=384),
 }
 
 build = ViT
 
-_ARGUMENTS = {  # the authors' constructor arguments and our settings
-    "img_size": "image_size", "image_size": "image_size", "audio_size": "image_size", "img": "image_size",
-    "num_heads": "heads", "heads": "heads", "num_attention_heads": "heads", "dim_head": "head_dim",
-    "layer_norm_eps": "eps", "ln_eps": "eps", "drop_path_rate": "drop_path",
-}  # fmt: skip
-_WIDTHS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}  # usual heads
-
 
 def from_published(build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base: ViTConfig = BASE) -> ViTConfig:
     """The authors' arguments as ours. Width, depth, patch, tokens, biases and layer scale are read from the shapes;
-    heads, epsilons, activation and image size, which no shape shows, come from `build`, else from `base`.
+    heads, epsilons, activation and image size, which no shape shows, come from `build`, else from the naming, else
+    from `base`.
     """
-    found = structure(names)
-    given = {ours: build[theirs] for theirs, ours in _ARGUMENTS.items() if theirs in build}
-    if isinstance(given.get("image_size"), list | tuple):
-        given["image_size"] = tuple(given["image_size"])
-    if "drop_path" in given:
-        given["drop_path"] = float(given["drop_path"])
-    if "tanh" in str(build.get("gelu", "")):
-        given |= {"activation": "gelu_tanh", "resize": "linear"}
-    if found.get("dim", base.dim) != base.dim and "heads" not in given:
-        given["heads"] = _WIDTHS.get(found["dim"], max(1, found["dim"] // 64))
-    rows = found.pop("position_rows", None)
-    config = replace(base, **{**found, **given})
-    if rows is None:
-        return config
-    prefix = config.class_token + config.distillation_token
-    built = grid(config)[0] * grid(config)[1]
-    if "image_size" not in given and rows not in (built, built + prefix):
-        side = next((s for s in range(1, 200) if s * s in (rows, rows - prefix)), None)
-        if side is not None and isinstance(config.patch, int):  # another square size was built
-            config = replace(config, image_size=side * config.patch)
-            built = side * side
-    return replace(config, prefix_positions=rows == built + prefix or not prefix)
+    return replace(base, **settings(build, names, base))

@@ -6,7 +6,6 @@ what the new cells hold and on which sides they lie is the policy named there.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -91,48 +90,30 @@ def grid_join(x: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor
     return x.reshape(-1, H, W, x.shape[-1])
 
 
-def shift_mask(window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
-    """Masks of a map that was rolled by `-shift`: (3, T, T), T = cells of a window, of `like`'s dtype and device.
+def shift_mask(window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """Masks for a map that was rolled by `-shift`: (4, T, T), T = cells of a window.
 
-    MASKED between cells that the roll brought together, 0 elsewhere; in turn for the windows of the last row, of the
-    last column, and for the corner. No other window needs one. Built once per size.
+    MASKED between cells that the roll brought together, 0 elsewhere; in turn for windows inside (all 0), in the last
+    row, in the last column, and in the corner. There are no others, so the size of the map does not matter and a layer
+    can keep this as a buffer.
     """
-    if torch.compiler.is_compiling():
-        return _shift_mask(window, shift, like.dtype, like.device)
-    return _kept_shift_mask(window, shift, like.dtype, like.device)
-
-
-def _shift_mask(
-    window: tuple[int, int], shift: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    row, column = (torch.arange(w, device=device) >= w - s for w, s in zip(window, shift, strict=True))
+    row, column = (torch.arange(w) >= w - s for w, s in zip(window, shift, strict=True))
     row, column = row[:, None].expand(window).reshape(-1), column[None, :].expand(window).reshape(-1)
     rows, columns = row[:, None] != row[None, :], column[:, None] != column[None, :]
-    return torch.stack([rows, columns, rows | columns]).to(dtype) * MASKED
+    return torch.stack([rows & ~rows, rows, columns, rows | columns]).float() * MASKED
 
 
-@lru_cache(maxsize=64)
-def _kept_shift_mask(
-    window: tuple[int, int], shift: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():  # a kept tensor must serve training, too
-        return _shift_mask(window, shift, dtype, device)
-
-
-def add_shift_mask_(logits: Tensor, windows: tuple[int, int], mask: Tensor) -> Tensor:
-    """Add `shift_mask` in place to logits (B * windows, heads, T, T) of `windows` rows and columns of windows."""
-    a = logits.unflatten(0, (-1, *windows))
-    a[:, -1, :-1] += mask[0]
-    a[:, :-1, -1] += mask[1]
-    a[:, -1, -1] += mask[2]
+def add_shift_mask_(logits: Tensor, grid: tuple[int, int], masks: Tensor) -> Tensor:
+    """Add `shift_mask` in place to logits (B * windows, heads, T, T) of `grid` rows and columns of windows."""
+    a = logits.unflatten(0, (-1, *grid))
+    a[:, -1, :-1] += masks[1]
+    a[:, :-1, -1] += masks[2]
+    a[:, -1, -1] += masks[3]
     return logits
 
 
-def full_shift_mask(windows: tuple[int, int], mask: Tensor) -> Tensor:
+def full_shift_mask(grid: tuple[int, int], masks: Tensor) -> Tensor:
     """`shift_mask` laid out for every window, (windows, 1, T, T), for kernels that take one mask for all."""
-    rows, columns = windows
-    full = mask.new_zeros(rows, columns, 1, *mask.shape[1:])
-    full[-1, :-1] = mask[0]
-    full[:-1, -1] = mask[1]
-    full[-1, -1] = mask[2]
-    return full.flatten(0, 1)
+    rows, columns = (torch.arange(n, device=masks.device) == n - 1 for n in grid)
+    kind = rows.long()[:, None] + 2 * columns.long()[None, :]
+    return masks[kind.reshape(-1)][:, None]

@@ -6,8 +6,9 @@ state and over the channels are batched matrix-vector products.  The recurrence 
 per step over all of a tile's channels and states: there is no chunk correction and no quotient of decays, hence
 nothing that can overflow for A <= 0.
 
-Memory.  A tile's buffers hold STEP time steps, sized to stay in the L2 caches.  For the backward pass only the state
-before every STEP-th position is kept; each block of STEP positions is then computed again, last block first.
+Memory.  A tile's buffers hold STEP time steps of at most WIDTH channels x states, and stay in the caches.  For the
+backward pass only the state before every STEP-th position is kept; each block of STEP positions is then computed
+again, last block first.
 
 A last block that is not full is padded with delta = 0, a step that leaves the state as it is.
 """
@@ -19,21 +20,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEP = 16  # positions between two kept states: these then take 1/16 of the (B, D, L, N) tensor
-FOLDS = 2
-SPAN = 8  # blocks whose delta, u, B, C (and y) are brought to the time-first layout at once
-WIDTH = 16384  # channels x states of a CPU tile: 1 MiB for STEP float32 steps
+STEP = 64  # positions between two kept states: these then take 1/64 of the (B, D, L, N) tensor
+FOLDS = 2  # of the recurrence, where a step is too narrow to pay for its call
+NARROW = 8192  # channels x states of a tile below which that is so
+SPAN = 4  # blocks whose delta, u, B, C (and y) are brought to the time-first layout at once
+WIDTH = 16384  # channels x states of a CPU tile
 WIDTH_ACCELERATOR = 1 << 22  # there the launch of each step is what costs
 LOG2_E = 1.4426950408889634
 
 Tile = tuple[slice, slice, slice]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def block_length(length: int) -> tuple[int, int]:
     """How many blocks `length` positions make, and the positions in each (the last may be short)."""
     blocks = -(-length // STEP)
-    unit = 2**FOLDS
+    unit = 2**FOLDS  # so that pairs, and pairs of pairs, come out even
     return blocks, -(-length // (blocks * unit)) * unit
+
+
+def outputs(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for y like u, the last state (B, G, M, N) and, if `keep`, the states (blocks, B, G, N, M)."""
+    batch, groups, channels, length = u.shape
+    state = A.shape[-1]
+    last = A.new_empty(batch, groups, channels, state)
+    kept = A.new_empty(block_length(length)[0] if keep else 0, batch, groups, state, channels)
+    return torch.empty_like(u), last, kept
+
+
+def gradients(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> Gradients:
+    """Room for the gradients of u, delta, A, B, C, D, bias and z, z's empty where there is no z."""
+    grad_z = A.new_empty(0) if z is None else torch.empty_like(z)
+    row = A.shape[:-1]
+    # what sums over channels or positions is contiguous; what belongs to a point has its input's strides
+    return (torch.empty_like(u), torch.empty_like(delta), A.new_empty(A.shape), B.new_empty(B.shape),
+            C.new_empty(C.shape), A.new_empty(row), A.new_empty(row), grad_z)  # fmt: skip
 
 
 def _tiles(u: Tensor, state: int) -> Iterator[Tile]:
@@ -41,7 +62,7 @@ def _tiles(u: Tensor, state: int) -> Iterator[Tile]:
     width = WIDTH if u.device.type == "cpu" else WIDTH_ACCELERATOR
     room = max(1, width // state)
     sizes = []
-    for n in reversed(u.shape[:3]):
+    for n in (max(1, n) for n in reversed(u.shape[:3])):
         parts = -(-n // min(n, room))
         sizes.append(-(-n // parts))
         room = max(1, room // sizes[-1])
@@ -126,7 +147,8 @@ class _Workspace:
         self.states = new(self.step + 1, *wide)  # [i] is the state before the block's position i
         self.dt, self.ut, self.du, self.yt = (new(span, *narrow) for _ in range(4))
         self.Bt, self.Ct = new(span, *lean), new(span, *lean)
-        self.recurrence = _Recurrence(self.states[1:], self.decay[1:], FOLDS)
+        self.folds = FOLDS if self.A2.device.type != "cpu" or rows * self.A2.numel() < NARROW else 0
+        self.recurrence = _Recurrence(self.states[1:], self.decay[1:], self.folds)
         # views for each block of a span, made once
         self.dt_blocks = self.dt.unsqueeze(-2).split(self.step)
         self.du_blocks = self.du.unsqueeze(-2).split(self.step)
@@ -166,11 +188,8 @@ class _Workspace:
 
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
             z: Tensor | None, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Scan; returns y like u, the last state (B, G, M, N), and, if `keep`, the states (blocks, B, G, N, M)."""
-    y = torch.empty_like(u)
-    last = A.new_empty(*u.shape[:3], A.shape[-1])
-    blocks, _ = block_length(u.shape[-1])
-    kept = A.new_empty(blocks if keep else 0, *u.shape[:2], A.shape[-1], u.shape[2])
+    """Fill `outputs`."""
+    y, last, kept = outputs(u, A, keep)
     for tile in _tiles(u, A.shape[-1]):
         b, g, m = tile
         work = _Workspace(u, delta, A, B, C, D, bias, z, softplus, tile)
@@ -202,7 +221,7 @@ class _Reverse(_Workspace):
         n = self.step * rows * groups
         self.carry = torch.zeros_like(self.states[0])  # gradient of the state the block last done started from
         self.grads = torch.empty_like(self.decay)  # gradient of the states a block reaches
-        self.reverse = _Recurrence(self.grads, self.decay[1:], FOLDS, reverse=True)
+        self.reverse = _Recurrence(self.grads, self.decay[1:], self.folds, reverse=True)
         self.sum_A = torch.zeros_like(self.decay)  # summed over time but for the position in the block
         self.gy, self.g_du, self.g_dt = (torch.empty_like(self.yt) for _ in range(3))
         self.g_Bt, self.g_Ct = torch.empty_like(self.Bt), torch.empty_like(self.Ct)
@@ -234,12 +253,12 @@ class _Reverse(_Workspace):
 
 def backward(grad_y: Tensor, grad_last: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
              C: Tensor, D: Tensor | None, bias: Tensor | None, z: Tensor | None,
-             softplus: bool) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of u, delta, A, B, C, D, bias and z; z's is empty where there is no z."""
-    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)
-    grad_z = A.new_empty(0) if z is None else torch.empty_like(z)
-    grad_A, grad_B, grad_C = A.new_zeros(A.shape), A.new_zeros(B.shape), A.new_zeros(C.shape)
-    grad_D, grad_bias = A.new_zeros(A.shape[:-1]), A.new_zeros(A.shape[:-1])
+             softplus: bool) -> Gradients:  # fmt: skip
+    """Fill `gradients`."""
+    grad_u, grad_delta, grad_A, _, _, grad_D, grad_bias, grad_z = gradients(u, delta, A, B, C, z)
+    grad_B, grad_C = A.new_zeros(B.shape), A.new_zeros(C.shape)  # summed in A's dtype over the tiles
+    for total in (grad_A, grad_D, grad_bias):
+        total.zero_()
     length = u.shape[-1]
     for tile in _tiles(u, A.shape[-1]):
         b, g, m = tile

@@ -31,6 +31,7 @@ class WindowAttention(nn.Module):
     """
 
     bias_index: Tensor
+    masks: Tensor
 
     def __init__(
         self, dim: int, heads: int, *, window: int | tuple[int, int] = 7, shift: int = 0, shift_single: bool = False,
@@ -48,50 +49,53 @@ class WindowAttention(nn.Module):
         self.bias_table = nn.Parameter(torch.empty((2 * h - 1) * (2 * w - 1), heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.register_buffer("bias_index", relative_index(self.window).reshape(-1), persistent=False)
+        if shift:
+            self.register_buffer("masks", windows.shift_mask(self.window, (shift, shift)), persistent=False)
 
     def bias(self) -> Tensor:
         """Relative position bias (heads, T, T), T = cells of a window."""
         T = self.window[0] * self.window[1]
         return self.bias_table.index_select(0, self.bias_index).T.reshape(self.heads, T, T)
 
-    def shifts(self, height: int, width: int) -> tuple[int, int]:
-        """The roll for a map of this size, by side."""
-        if self.shift and not self.shift_single and (height <= self.window[0] or width <= self.window[1]):
-            return 0, 0
-        return self.shift, self.shift
+    def shift_for(self, height: int, width: int) -> int:
+        """The roll for a map of this size."""
+        single = height <= self.window[0] or width <= self.window[1]
+        return 0 if single and not self.shift_single else self.shift
 
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
         h, w = self.window
-        shift = self.shifts(H, W)
+        shift = self.shift_for(H, W)
         x, where = windows.pad(x, self.window, "end")
         Hp, Wp = x.shape[1:3]
-        if any(shift):
-            x = x.roll((-shift[0], -shift[1]), (1, 2))
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
         # One copy cuts windows and heads: (B, rows, h, columns, w, 3, heads, d) -> (3, B * windows, heads, h * w, d)
         qkv = self.qkv(x).reshape(B, Hp // h, h, Wp // w, w, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.heads, h * w, C // self.heads).unbind(0)
         x = self._attend(q, k, v, shift, (Hp // h, Wp // w))
         x = x.reshape(B, Hp // h, Wp // w, self.heads, h, w, C // self.heads)
         x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, Hp, Wp, C)
-        if any(shift):
-            x = x.roll(shift, (1, 2))
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
         return self.proj_dropout(self.proj(windows.crop(x, where)))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shift: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shift: int, grid: tuple[int, int]) -> Tensor:
         """(B * windows, heads, T, d) -> the same."""
         bias = self.bias().to(q.dtype)
         if plain_is_faster(q, k):
             logits = torch.matmul(q * self.scale, k.transpose(-2, -1))
             logits += bias
-            if any(shift):
-                windows.add_shift_mask_(logits, grid, windows.shift_mask(self.window, shift, q))
+            if shift and torch.compiler.is_compiling():  # the compiler of torch 2.11 fails on the sliced form
+                full = windows.full_shift_mask(grid, self.masks.to(q.dtype))
+                logits = (logits.unflatten(0, (-1, full.shape[0])) + full).flatten(0, 1)
+            elif shift:
+                windows.add_shift_mask_(logits, grid, self.masks.to(q.dtype))
             return torch.matmul(logits.softmax(-1), v)
-        if any(shift):
-            mask = windows.full_shift_mask(grid, windows.shift_mask(self.window, shift, q))
-            bias = (bias + mask).repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
-        else:
-            bias = bias[None]
+        bias = bias[None]
+        if shift:
+            full = windows.full_shift_mask(grid, self.masks.to(q.dtype))
+            bias = (bias + full).repeat(q.shape[0] // full.shape[0], 1, 1, 1)
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale, dropout_p=dropout)
 

@@ -1,0 +1,111 @@
+"""Convolutional blocks on channels-last maps: squeeze-and-excitation, inverted bottleneck (MBConv)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.layers.mlp import ACTIVATIONS, Activation
+from core.layers.residual import DropPath
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution on a channels-last map: (B, H, W, C) -> (B, h, w, out), without a copy on either side."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The map x -> scale x + shift, each (C,), that a batch norm is in evaluation."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels of a map weighted by what its mean says: (B, H, W, C) -> the same (arXiv 1709.01507).
+
+    Args:
+        dim: channels.
+        hidden: width between the two linear maps.
+        activation: after the first; a sigmoid follows the second.
+        bias: of both.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, activation: Activation = "relu", bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.act = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, 1, 1, C), between 0 and 1."""
+        return self.fc2(self.act(self.fc1(x.mean((1, 2), keepdim=True)))).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weights(x)
+
+
+class MBConv(nn.Module):
+    """Pre-norm inverted bottleneck, (B, H, W, C) -> (B, H / stride, W / stride, out) (arXiv 2204.01697, 3.3).
+
+    Batch norm, widening, batch norm, GELU, depthwise 3 x 3, batch norm, GELU, squeeze-and-excitation, narrowing; the
+    shortcut branches before the first norm. Padding is TensorFlow's "same": at stride 2 a row at the bottom and a
+    column at the right of a map with even sides, which are asked for.
+
+    Args:
+        dim: channels.
+        out: channels after.
+        stride: 1, or 2 for half the size.
+        expand: inner width over `out`.
+        squeeze: width of squeeze-and-excitation over `out`.
+        drop_path: of the branch.
+        eps, momentum: of the batch norms.
+    """
+
+    def __init__(
+        self, dim: int, out: int, *, stride: int = 1, expand: float = 4.0, squeeze: float = 0.25,
+        drop_path: float = 0.0, eps: float = 1e-3, momentum: float = 0.01,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        inner = round(out * expand)
+        self.stride = stride
+        self.norm0 = nn.BatchNorm2d(dim, eps=eps, momentum=momentum)
+        self.widen = nn.Linear(dim, inner, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner, eps=eps, momentum=momentum)
+        padding = 1 if stride == 1 else 0
+        self.depthwise = nn.Conv2d(inner, inner, 3, stride, padding, groups=inner, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner, eps=eps, momentum=momentum)
+        self.act = nn.GELU(approximate="tanh")
+        self.se = SqueezeExcitation(inner, round(out * squeeze), activation="silu")
+        self.narrow = nn.Linear(inner, out)
+        self.drop_path = DropPath(drop_path)
+        self.shortcut = nn.Linear(dim, out) if dim != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.drop_path(self.narrow(self.se(self._inner(x) if self.training else self._inner_folded(x))))
+        if self.stride > 1:
+            x = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride).permute(0, 2, 3, 1)
+        return self.shortcut(x) + y
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) -> (B, h, w, inner), up to the second activation."""
+        x = self.widen(self.norm0(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.act(self.norm1(x))
+        if self.stride > 1:
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.act(self.norm2(self.depthwise(x))).permute(0, 2, 3, 1)
+
+    def _inner_folded(self, x: Tensor) -> Tensor:
+        """`_inner` in evaluation: each norm is part of the weights beside it, so the wide map is read less often."""
+        s0, t0 = scale_and_shift(self.norm0)
+        s1, t1 = scale_and_shift(self.norm1)
+        s2, t2 = scale_and_shift(self.norm2)
+        w = self.widen.weight * s1[:, None]
+        x = self.act(F.linear(x, w * s0, torch.mv(w, t0) + t1)).permute(0, 3, 1, 2)
+        if self.stride > 1:
+            x = F.pad(x, (0, 1, 0, 1))
+        conv = self.depthwise
+        x = F.conv2d(x, conv.weight * s2[:, None, None, None], t2, conv.stride, conv.padding, groups=conv.groups)
+        return self.act(x).permute(0, 2, 3, 1)
