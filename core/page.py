@@ -1,0 +1,140 @@
+"""The demonstration page: what the house can show without trained weights.
+
+    python -m core.page --out demo
+
+For every family it builds the first variant, runs a sample picture through it and draws how far one cell of each level
+reaches: the magnitude of the gradient of that cell with respect to every pixel, averaged over starts. Local mixers show
+a spot, windows a square, stripes a cross, global ones the whole picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core import pictures, registry
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c1c1c }
+h1 { margin-bottom: 0 } td, th { padding: .3rem .7rem; text-align: left; vertical-align: middle }
+td.n { text-align: right; font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #ddd }
+img { width: 112px; height: 112px; image-rendering: auto; display: block } table { border-collapse: collapse }
+code { background: #f2f2f2; padding: .1rem .3rem } .note { color: #555 }
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family on the page."""
+
+    name: str
+    title: str
+    parameters: int
+    seconds: float
+    reach: list[NDArray[np.uint8]]
+
+
+def reach(model: torch.nn.Module, image: Tensor) -> list[NDArray[np.floating]]:
+    """How much each pixel moves the middle cell of each level: one (H, W) map per level, square-rooted to show tails.
+
+    Args:
+        model: a backbone, in evaluation mode.
+        image: (1, C, H, W).
+    """
+    image = image.clone().requires_grad_(True)
+    found = []
+    levels = model(image)
+    for level in levels:
+        cell = level[0, :, level.shape[2] // 2, level.shape[3] // 2]
+        torch.manual_seed(0)
+        # The sum over channels cancels in normed outputs; random signs do not.
+        signs = torch.randint(0, 2, cell.shape).to(cell.dtype) * 2 - 1
+        (gradient,) = torch.autograd.grad((cell * signs).sum(), image, retain_graph=level is not levels[-1])
+        found.append(gradient[0].norm(dim=0).sqrt().numpy())
+    return found
+
+
+def sample(size: int = 224) -> Tensor:
+    """scikit-image's astronaut (NASA, public domain) as (1, 3, size, size), ImageNet-normalised."""
+    from skimage import data, transform
+
+    picture = transform.resize(data.astronaut(), (size, size), anti_aliasing=True)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    return torch.from_numpy(((picture - mean) / std).transpose(2, 0, 1)[None]).float()
+
+
+def rows(image: Tensor) -> list[Row]:
+    """Every family's first variant with fresh weights, the same seed for each."""
+    found = []
+    for family in registry.families():
+        module = registry.family(family)
+        name = f"{family}/{next(iter(module.VARIANTS))}"
+        torch.manual_seed(0)
+        model = registry.create(name).eval()
+        with torch.no_grad():
+            model(image)
+            start = time.perf_counter()
+            model(image)
+            seconds = time.perf_counter() - start
+        maps = [pictures.heat(m) for m in reach(model, image)]
+        count = sum(p.numel() for p in model.parameters())
+        print(f"  {name:<28} {count / 1e6:6.1f} M  {seconds * 1e3:6.0f} ms", flush=True)
+        found.append(Row(name, module.FACTS.title, count, seconds, maps))
+    return found
+
+
+def page(found: list[Row], image: Tensor) -> str:
+    """The whole page; pictures are inside it."""
+    shown = image[0].permute(1, 2, 0).numpy()
+    shown = np.clip((shown * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255, 0, 255).round().astype(np.uint8)
+    body = [
+        "<h1>Glocal</h1>",
+        f'<p class="note">{len(registry.names())} networks in {len(found)} families. No app stands yet: this page shows the '
+        "backbones. Their weights are fresh, so it says how a network looks at a picture, not what it knows.</p>",
+        f'<p><img src="{pictures.inline(shown)}" alt="the sample picture, an astronaut"></p>',
+        "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse.</p>",
+        "<table><tr><th>network</th><th>parameters</th><th>one picture, 224 px</th><th>reach by level</th></tr>",
+    ]
+    for row in found:
+        maps = "".join(
+            f'<td><img src="{pictures.inline(m)}" alt="{html.escape(row.name)}, level {i}"></td>'
+            for i, m in enumerate(row.reach, 1)
+        )
+        body.append(
+            f"<tr><td><b>{html.escape(row.title)}</b><br><code>{html.escape(row.name)}</code></td>"
+            f'<td class="n">{row.parameters / 1e6:.1f} M</td><td class="n">{row.seconds * 1e3:.0f} ms</td>'
+            f"<td><table><tr>{maps}</tr></table></td></tr>"
+        )
+    body += ["</table>", "<p>Made by <code>make demo</code>; the command is <code>python -m core.page --out demo</code>.</p>"]
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Glocal</title>"
+        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the demonstration page.")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for index.html")
+    out: Path = parser.parse_args(argv).out
+    image = sample()
+    print("running every family once:", flush=True)
+    text = page(rows(image), image)
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / "index.html.part"
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(out / "index.html")
+    print(f"look at {out / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
