@@ -169,7 +169,7 @@ def load_published(
         backbone = module.build(settings)
     except KeyError as error:
         raise WeightsError(f"{path}: not a {name} file, it has no {error.args[0]!r}") from None
-    have = _classes(state, keymap)
+    have = head_classes(state, keymap)
     resized: list[str] = []
     try:
         if have is None:
@@ -198,7 +198,7 @@ def load_published(
     return model.eval()
 
 
-def _classes(state: Mapping[str, Tensor], keymap: KeyMap) -> int | None:
+def head_classes(state: Mapping[str, Tensor], keymap: KeyMap) -> int | None:
     """Number of classes of the head in a published state, None without one."""
     for key, value in state.items():
         if keymap.name(key) in ("head.fc.weight", "head.fc.bias"):

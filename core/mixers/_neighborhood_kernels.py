@@ -4,8 +4,8 @@ A dilated map falls apart into groups, every D-th cell of each axis; a group is 
 Where D does not divide a side, some groups are one cell longer; equal groups go through together, so one call handles
 at most four sizes and no cell is ever masked for the groups' sake.
 
-In a group the queries are cut into blocks of b cells a side. All windows of one block lie in n_keys = b + k - 1 cells a
-side (fewer where the map has only one or two blocks), so a block costs two matrix products; a table of biases, minus
+In a group the queries are cut into blocks of b cells a side. All windows of one block lie in b + k - 1 cells a side
+(fewer where the map has only one or two blocks), so a block costs two matrix products; a table of biases, minus
 infinity outside each query's own k x k window, makes the softmax exact. The clamped windows at the borders only change
 that table: it has three kinds of block an axis (first, inner, last).
 
@@ -16,105 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.mixers._neighborhood_cut import Axis, Cut, bias_index, plan
+
 # Numbers of one chunk's key and value blocks, logits and weights together: on the CPU they should stay in the cache.
 CPU_CHUNK, GPU_CHUNK, LEAST_CHUNK = 1 << 20, 1 << 27, 1 << 18
-# Cost of a query apart from its keys, in keys (copies and small products; measured, it hardly depends on the machine).
-FIXED = 128
 
-
-@dataclass(frozen=True)
-class Axis:
-    """How one side of a group's map is cut.
-
-    Attributes:
-        length: cells.
-        block: queries of a block; the last one is filled up.
-        count: blocks.
-        keys: cells of a key block.
-        step: between key blocks.
-        before, after: cells added on both ends so that every key block is whole; no window ever reaches them.
-    """
-
-    length: int
-    block: int
-    count: int
-    keys: int
-    step: int
-    before: int = 0
-    after: int = 0
-
-    @property
-    def kinds(self) -> list[tuple[int, int]]:
-        """First and last + 1 block of each kind."""
-        return list(pairwise(sorted({0, 1, self.count - 1, self.count})))
-
-    def index(self, kernel: int) -> Tensor:
-        """Row of the bias table, (kinds, block, keys): key - query + k - 1 inside the window, -1 outside."""
-        first = torch.tensor([a for a, _ in self.kinds])
-        query = (first[:, None] * self.block + torch.arange(self.block)).clamp(max=self.length - 1)[:, :, None]
-        key = (first[:, None] * self.step - self.before + torch.arange(self.keys))[:, None, :]
-        start = (query - kernel // 2).clamp(0, self.length - kernel)
-        return torch.where((key >= start) & (key < start + kernel), key - query + kernel - 1, -1)
-
-
-Cut = tuple[Axis, Axis]  # rows, columns
 Run = tuple[int, int, int]  # first group, number of groups, their length
-
-
-def axes(length: int, kernel: int) -> list[Axis]:
-    """The ways of cutting one side: whole, in two, in blocks of r + 1 and more."""
-    r = kernel // 2
-    found = [Axis(length, length, 1, length, 1)]
-    if length > kernel:
-        half = -(-length // 2)
-        found.append(Axis(length, half, 2, half + r, length - half - r))
-    for block in range(r + 1, 2 * kernel + 2):
-        count = -(-length // block)
-        rest = length - (count - 1) * block  # queries of the last block
-        if count == 3 or (count > 3 and rest >= r):  # else the windows of the last block but one would be clamped, too
-            more = max(0, r + 1 - rest)  # the windows of a short last block start further left
-            before, after = r + more, count * block + r - length
-            found.append(Axis(length, block, count, block + 2 * r + more, block, before, after))
-    return found
-
-
-@lru_cache(maxsize=1024)
-def plan(height: int, width: int, kernel: int) -> Cut:
-    """The cheapest cut of a map."""
-
-    def cost(cut: Cut) -> int:
-        y, x = cut
-        return y.count * y.block * x.count * x.block * (y.keys * x.keys + FIXED)
-
-    return min(product(axes(height, kernel), axes(width, kernel)), key=cost)
-
-
-def bias_index(cut: Cut, kernel: int, device: torch.device) -> Tensor:
-    """Entry of a flat (2k - 1)^2 table, or (2k - 1)^2 outside the window: (y kinds * x kinds * queries * keys)."""
-    if torch.compiler.is_compiling():
-        return _bias_index(cut, kernel, device)
-    return _kept_bias_index(cut, kernel, device)
-
-
-def _bias_index(cut: Cut, kernel: int, device: torch.device) -> Tensor:
-    y, x = (axis.index(kernel) for axis in cut)  # (kinds, block, keys)
-    y, x = y[:, None, :, None, :, None], x[None, :, None, :, None, :]
-    side = 2 * kernel - 1
-    return torch.where((y >= 0) & (x >= 0), y * side + x, side * side).flatten().to(device)
-
-
-@lru_cache(maxsize=64)
-def _kept_bias_index(cut: Cut, kernel: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():  # a kept tensor must serve training, too
-        return _bias_index(cut, kernel, device)
 
 
 def bias_blocks(table: Tensor | None, cut: Cut, kernel: int, like: Tensor) -> Tensor:
@@ -164,8 +77,10 @@ def query_blocks(x: Tensor, cut: Cut) -> Tensor:
 
 
 def query_maps(blocks: Tensor, cut: Cut, groups: tuple[int, int]) -> Tensor:
-    """Undo `query_blocks`, what filled up the last ones included: (B, y groups, x groups, y blocks, h, x blocks, rows of
-    a block, columns of a block, d), a view."""
+    """Blocks (N, y blocks, h, x blocks, queries, d) by their axes, a view.
+
+    (B, y groups, x groups, y blocks, h, x blocks, rows of a block, columns of a block, d).
+    """
     return blocks.unflatten(4, (cut[0].block, cut[1].block)).unflatten(0, (-1, *groups))
 
 
@@ -181,15 +96,17 @@ def whole_maps(x: Tensor, cut: Cut) -> Tensor:
 def key_blocks(maps: Tensor, cut: Cut) -> Tensor:
     """A view of `whole_maps`: (2, N, y blocks, h, x blocks, key rows, key columns, d)."""
     for dim, axis in ((3, cut[0]), (4, cut[1])):
-        if axis.count == 1:
-            maps = maps.unsqueeze(dim).movedim(dim + 1, -1)
-        else:
-            maps = maps.unfold(dim, axis.keys, axis.step)
+        whole = axis.count == 1
+        maps = maps.unsqueeze(dim).movedim(dim + 1, -1) if whole else maps.unfold(dim, axis.keys, axis.step)
     return maps.permute(0, 1, 3, 2, 4, 6, 7, 5)  # from (2, N, h, y blocks, x blocks, d, key rows, key columns)
 
 
 def add_bias_(logits: Tensor, bias: Tensor, cut: Cut, first: int) -> Tensor:
     """Add `bias_blocks` to logits (maps, y blocks from `first` on, h, x blocks, queries, keys)."""
+    if torch.compiler.is_exporting():  # all blocks at once: an exporter turns each slice into many steps
+        kinds = (torch.tensor([i for i, (a, b) in enumerate(axis.kinds) for _ in range(a, b)]) for axis in cut)
+        rows, columns = (k.to(bias.device) for k in kinds)
+        return logits + bias.index_select(0, rows).index_select(2, columns)
     last = first + logits.shape[1]
     for i, (a, b) in enumerate(cut[0].kinds):
         a, b = max(a, first), min(b, last)

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from core.errors import SettingError
 from core.layers import windows
-from core.layers.attend import plain_is_faster
+from core.layers.attend import attend
 
 
-def lepe(v: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Positions out of the values (section 3.3): a depthwise convolution of maps (B, H, W, C) with zeros around each.
+def lepe(v: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Positions from the values (section 3.3): a depthwise 3x3 convolution of maps (B, H, W, C) with zeros around each.
 
     Given a whole map, this is the paper's drawing; given windows as images of a batch, nothing leaks from one into the
     next, which is what CSWin's weights were trained with. `weight` is (C, 1, 3, 3).
     """
-    x = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=v.shape[-1])
+    x = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=1, groups=v.shape[-1])
     return x.permute(0, 2, 3, 1)
 
 
@@ -57,26 +57,35 @@ class CrossWindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
         qkv = self.qkv(x).reshape(B, H, W, 3, self.branches, C // self.branches)
-        weights = self.lepe.weight.chunk(self.branches)
+        weight, bias = self.lepe.weight, self.lepe.bias
+        assert bias is not None
         if self.stripe is None:
-            x = self._stripes([qkv[..., 0, :]], H, weights, self.lepe.bias)
+            x = self._stripes([qkv[..., 0, :]], H, [weight], bias)
         else:
             # Vertical stripes are horizontal ones of the transposed map. Long rows suit the convolution, and where
             # both maps have the same shape, their heads go together as one map's.
-            parts = [qkv[..., 0, :].transpose(1, 2), qkv[..., 1, :]]
-            weights = weights[0].transpose(2, 3), weights[1]
+            vertical, horizontal = qkv[..., 0, :].transpose(1, 2), qkv[..., 1, :]
+            first, second = weight[: C // 2].transpose(2, 3), weight[C // 2 :]
             if H == W:
-                down, across = self._stripes(parts, self.stripe, weights, self.lepe.bias).chunk(2, -1)
+                both = self._stripes([vertical, horizontal], self.stripe, [first, second], bias)
+                down, across = both.chunk(2, -1)
             else:
-                biases = self.lepe.bias.chunk(2)
-                down, across = (self._stripes([p], self.stripe, [w], b) for p, w, b in zip(parts, weights, biases, strict=True))
+                down = self._stripes([vertical], self.stripe, [first], bias[: C // 2])
+                across = self._stripes([horizontal], self.stripe, [second], bias[C // 2 :])
             x = torch.cat([down.transpose(1, 2), across], dim=-1)
         return self.proj_dropout(self.proj(x))
 
-    def _stripes(self, parts: Sequence[Tensor], stripe: int, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        """Attention and LePE inside `stripe` rows; the channels of each part's q, k and v, (B, H, W, 3, C), in turn.
+    def _stripes(self, parts: Sequence[Tensor], stripe: int, weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+        """Attention and LePE inside stripes of `stripe` rows.
 
-        Returns (B, H, W, C * parts).
+        Args:
+            parts: q, k and v of maps with the same shape, (B, H, W, 3, C) each.
+            stripe: rows.
+            weights: of LePE, (C, 1, 3, 3) for each part.
+            bias: of LePE, for all parts.
+
+        Returns:
+            (B, H, W, parts * C), the parts in turn.
         """
         B, H, W = parts[0].shape[:3]
         rows = -(-H // stripe)
@@ -99,12 +108,9 @@ class CrossWindowAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B * stripes, heads, cells, d) -> the same."""
-        if plain_is_faster(q, k) and not (self.training and self.dropout):
-            q, k = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
-            logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k, beta=0, alpha=self.scale)
-            return torch.matmul(logits.softmax(-1).unflatten(0, v.shape[:2]), v)
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale, dropout_p=dropout)
+        if self.training and self.dropout:
+            return F.scaled_dot_product_attention(q, k, v, scale=self.scale, dropout_p=self.dropout)
+        return attend(q, k, v, scale=self.scale)
 
 
 def _join(parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(HERE))
 from parity import Fixture
 
 from core import registry
-from core.weights import choose, convert
+from core.weights import choose, convert, head_classes  # noqa: E402
 
 RTOL = {torch.float64: 1e-4, torch.float32: 1e-3}
 
@@ -85,7 +85,7 @@ def filled(family: str, fixture: Fixture, dtype: torch.dtype, *, prefix: str = "
         fixture: the vector.
         dtype: of the network.
         prefix: take the published names that start so, and cut it off (a tower inside a larger network).
-        classes: build the classifier; by default where the vector has "logits" and no prefix is given. 0 for none.
+        classes: build the classifier; by default where the state has a head and no prefix is given. 0 for none.
         config: settings over those read from the fixture.
     """
     from dataclasses import replace
@@ -94,11 +94,11 @@ def filled(family: str, fixture: Fixture, dtype: torch.dtype, *, prefix: str = "
     state = {n.removeprefix(prefix): v for n, v in fixture.state_dict().items() if n.startswith(prefix)}
     shapes = {n: tuple(v.shape) for n, v in state.items()}
     backbone = module.build(replace(module.from_published(fixture.build, shapes), **config))
-    if classes is None and "logits" in fixture.outputs and not prefix:
-        classes = fixture.outputs["logits"]["shape"][-1]
+    keymap = choose(module.PUBLISHED, shapes)
+    if classes is None and not prefix:
+        classes = head_classes(state, keymap)
     model = registry.classifier(backbone, classes) if classes else backbone
-    part = "" if classes else "backbone."
-    model.load_state_dict(convert(state, choose(module.PUBLISHED, shapes), model, part=part))
+    model.load_state_dict(convert(state, keymap, model, part="" if classes else "backbone."))
     return model.to(dtype).eval()
 
 
