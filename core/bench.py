@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-import core
-from core import memory, registry
-from core.errors import InputError, SettingError, UnknownNameError, WeightsError
+from core import bench_report, memory, registry
+from core.errors import SettingError, UnknownNameError, WeightsError
 from core.measure import CLASSES, macs, on_meta, parameters, total
 from core.weights import choose, convert
 
 SIDE = 2048  # of the matrices of the machine's rate
 _SAMPLE = 0.05  # seconds: a timing shorter than this repeats the pass
-CHECKOUT = Path(__file__).resolve().parent.parent
-RESULTS = CHECKOUT / "tests" / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -112,19 +104,23 @@ class Pair:
 
 
 def pair(name: str, against: str | None, settings: Settings) -> Pair:
-    """Build "family/variant" and its opponent, another of ours or "timm:<name>", with the same weights where both fit."""
+    """Build "family/variant" and its opponent, another of ours or "timm:NAME", with the same weights where they fit."""
     _, config = registry.lookup(name)
     channels = getattr(config, "in_channels", 3)
+    published = against is not None and against.startswith("timm:")
+    theirs: nn.Module | None = None
     torch.manual_seed(0)
-    ours = registry.create(name, classes=CLASSES, **_built_for(config, settings.size)).eval()
-    image = torch.randn(1, channels, *settings.size, generator=torch.Generator().manual_seed(0))
-    if against is None:
-        return Pair((_contender(name, ours, image.shape, settings),), "one network", None)
-    theirs = _timm(against, channels, settings.size) if against.startswith("timm:") else None
-    if theirs is None:
+    if published:
+        theirs = _timm(str(against), channels, settings.size)
+    elif against is not None:
         _, other = registry.lookup(against)
         theirs = registry.create(against, classes=CLASSES, **_built_for(other, settings.size)).eval()
-    note, difference = _same_weights(name, ours, theirs, published=against.startswith("timm:")), None
+    ours = registry.create(name, classes=CLASSES, **_built_for(config, settings.size)).eval()
+    image = torch.randn(1, channels, *settings.size, generator=torch.Generator().manual_seed(0))
+    if theirs is None or against is None:
+        return Pair((_contender(name, ours, image.shape, settings),), "one network", None)
+    _stir(theirs)
+    note, difference = _same_weights(name, ours, theirs, published=published), None
     if note == "same":
         with torch.no_grad():
             a, b = ours(image), theirs(image)
@@ -154,6 +150,13 @@ def _timm(against: str, channels: int, size: tuple[int, int]) -> nn.Module:
         return timm.create_model(name, **arguments).eval()
 
 
+def _stir(model: nn.Module) -> None:
+    """Small noise on every parameter: heads, biases and layer scales start at 0, where any two networks agree."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+
+
 def _same_weights(name: str, ours: nn.Module, theirs: nn.Module, *, published: bool) -> str:
     """Give ours the weights of theirs; "same", or why not."""
     state = theirs.state_dict()
@@ -164,7 +167,7 @@ def _same_weights(name: str, ours: nn.Module, theirs: nn.Module, *, published: b
         elif {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in ours.state_dict().items()}:
             return "random: the two networks differ in names or shapes"
     except (WeightsError, KeyError, ValueError, RuntimeError, IndexError) as error:
-        return f"random: {str(error).splitlines()[0][:160]}"
+        return f"random: {str(error).splitlines()[0].partition(':')[0]}"
     ours.load_state_dict(state)
     return "same"
 
@@ -192,8 +195,6 @@ def measure(both: Pair, batch: int, settings: Settings, *, warm_up: int = 3) -> 
     product in the same dtype. Latency is of one pass over the batch in seconds; ratio is the opponent's time over ours
     in the same round, so more than 1 means ours is faster; share is the network's rate over the machine's.
     """
-    if batch < 1:
-        raise SettingError(f"batch is at least 1, got {batch}")
     dtype = getattr(torch, settings.dtype)
     first = both.contenders[0]
     channels = getattr(getattr(first.model.backbone, "config", None), "in_channels", 3)
@@ -277,6 +278,9 @@ class _Timed:
 
 def benchmark(name: str, against: str | None, batches: Sequence[int], settings: Settings) -> dict[str, Any]:
     """Build, measure at each batch size and describe the machine: the document that the command writes."""
+    for batch in batches:
+        if batch < 1:
+            raise SettingError(f"batch is at least 1, got {batch}")
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     collecting = gc.isenabled()
@@ -296,102 +300,5 @@ def benchmark(name: str, against: str | None, batches: Sequence[int], settings: 
         "difference": both.difference,
         **asdict(settings),
         "results": results,
-        **machine(settings.device),
+        **bench_report.machine(settings.device),
     }
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers depend on: commit, versions, processor, date."""
-    found: dict[str, Any] = {
-        "commit": commit(),
-        "glocal": core.__version__,
-        "torch": torch.__version__,
-        "cpu": _cpu(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
-    if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def commit() -> str | None:
-    """The checkout's commit, "+" after it where files differ from it; None outside a checkout."""
-    if not (CHECKOUT / ".git").exists():
-        return None
-    try:
-        git = ["git", "-C", str(CHECKOUT)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def text(document: dict[str, Any]) -> str:
-    """The document as a table for people."""
-    head = ("network", "batch", "ms", "quartiles", "images/s", "peak MB", "parameters", "MACs", "share")
-    lines = [head]
-    for result in document["results"]:
-        for net in result["networks"]:
-            low, high = net["latency"]["low"] * 1e3, net["latency"]["high"] * 1e3
-            peak = "-" if net["peak_memory"] is None else f"{net['peak_memory'] / 1e6:.0f}"
-            lines.append(
-                (
-                    net["name"], str(result["batch"]), f"{net['latency']['median'] * 1e3:.2f}",
-                    f"{low:.2f}-{high:.2f}", f"{net['throughput']:.1f}", peak, f"{net['parameters'] / 1e6:.1f} M",
-                    f"{net['macs'] / 1e9:.2f} G", f"{net['share']:.2f}",
-                )
-            )  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    out = [
-        "  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths))) for line in lines
-    ]
-    for result in document["results"]:
-        rate = f"matrix product {result['matrix_product_flops'] / 1e9:.0f} GFLOP/s"
-        ratio = result.get("ratio")
-        if ratio:
-            rate = f"ratio {ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f}), {rate}"
-        out.append(f"batch {result['batch']}: {rate}")
-    if document["against"]:
-        gap = document["difference"]
-        same = f"{document['weights']} weights, answers differ by {gap:.1e} of their spread"
-        out.append(same if gap is not None else f"weights {document['weights']}")
-        out.append("ratio: time of the second over time of the first, median of pairs (quartiles)")
-    form = "forward and backward" if document["train"] else "inference"
-    size = "x".join(map(str, document["size"]))
-    out.append(f"{form}, {size}, {document['dtype']}, {document['device']}, {document['threads']} threads")
-    return "\n".join(out)
-
-
-def save(document: dict[str, Any], path: Path | None) -> Path | None:
-    """Write the document as JSON; into tests/benchmarks/results of a checkout by default, None where there is none."""
-    if path is None:
-        if not (CHECKOUT / "pyproject.toml").exists() or not RESULTS.parent.is_dir():
-            return None
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / default_name(document)
-    elif not path.parent.is_dir():
-        raise InputError(f"{path}: no such folder as {path.parent}")
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
-    return path
-
-
-def default_name(document: dict[str, Any]) -> str:
-    """A file name that says what was measured."""
-    parts = [document["name"].replace("/", "-")]
-    if document["against"]:
-        parts.append("vs-" + document["against"].replace("/", "-").replace(":", "-"))
-    parts += ["x".join(map(str, dict.fromkeys(document["size"]))), document["dtype"], f"{document['threads']}t"]
-    parts += [k for k in ("train", "compile") if document[k]]
-    parts += ["cuda"] if document["device"] == "cuda" else []
-    return "--".join(parts) + ".json"

@@ -83,6 +83,17 @@ def _sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def ready(path: Path) -> None:
+    """Raise what would stop an export to `path`, before anything is built."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "export")
+    if path.suffix != ".onnx":
+        raise InputError(f"{path}: the file's name must end in .onnx")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: no such folder as {path.parent}")
+
+
 def export(
     model: nn.Module, path: str | Path, size: tuple[int, int], *, name: str, batch: int = 1, bound: float = BOUND
 ) -> Exported:
@@ -101,14 +112,8 @@ def export(
         InputError: a path that cannot be written.
         ExportError: no exporter takes the network, or the file answers otherwise; nothing is left behind.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "export")
     path = Path(path)
-    if path.suffix != ".onnx":
-        raise InputError(f"{path}: the file's name must end in .onnx")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: no such folder as {path.parent}")
+    ready(path)
     backbone: Any = getattr(model, "backbone", model)
     contract = published(name, getattr(backbone.config, "in_channels", 3), size)
     image = torch.randn(batch, len(contract.channels), *size, generator=torch.Generator().manual_seed(0))

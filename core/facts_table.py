@@ -17,7 +17,7 @@ def family(name: str, *, quick: bool = False) -> dict[str, Any]:
 
     Args:
         name: a file of core/backbones.
-        quick: count MACs of the first variant only.
+        quick: build the first variant only; None stands for the counts of the others.
     """
     module = registry.family(name)
     facts = module.FACTS
@@ -30,7 +30,7 @@ def family(name: str, *, quick: bool = False) -> dict[str, Any]:
     defaults = {f.name: _plain(_default(f)) for f in dataclasses.fields(kind)}
     variants = {}
     for i, (variant, config) in enumerate(module.VARIANTS.items()):
-        entry = _variant(f"{name}/{variant}", facts.size.get(variant, 224), count=i == 0 or not quick)
+        entry = _variant(f"{name}/{variant}", facts.size.get(variant, 224), build=i == 0 or not quick)
         values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(kind)}
         variants[variant] = {
             **entry,
@@ -47,18 +47,18 @@ def family(name: str, *, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def _variant(name: str, size: int, *, count: bool) -> dict[str, Any]:
+def _variant(name: str, size: int, *, build: bool) -> dict[str, Any]:
     _, config = registry.lookup(name)
     channels = getattr(config, "in_channels", 3)
-    model: Any = measure.on_meta(lambda: registry.create(name, classes=measure.CLASSES))
-    return {
-        "parameters": measure.parameters(model),
-        "macs": _macs(name, model, (1, channels, size, size)) if count else None,
-        "size": size,
-        "in_channels": channels,
-        "channels": list(model.backbone.channels),
-        "strides": _plain(model.backbone.strides),
-    }
+    entry: dict[str, Any] = dict.fromkeys(("parameters", "macs"))
+    entry |= {"size": size, "in_channels": channels, "channels": None, "strides": None}
+    if build:
+        model: Any = measure.on_meta(lambda: registry.create(name, classes=measure.CLASSES))
+        entry["parameters"] = measure.parameters(model)
+        entry["macs"] = _macs(name, model, (1, channels, size, size))
+        entry["channels"] = _plain(model.backbone.channels)
+        entry["strides"] = _plain(model.backbone.strides)
+    return entry
 
 
 def _macs(name: str, model: Any, shape: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -50,14 +51,7 @@ def _scans() -> dict[Any, Callable[..., int]]:
     operators = torch.ops.glocal
     found: dict[Any, Callable[..., int]] = {}
     if hasattr(operators, "selective_scan"):
-        found[operators.selective_scan] = lambda u, delta, A, *rest, **_: 2 * 9 * _product(u) * A[-1]
+        found[operators.selective_scan] = lambda u, delta, A, *_, **__: 2 * 9 * prod(u) * A[-1]
     if hasattr(operators, "selective_scan_backward"):
-        found[operators.selective_scan_backward] = lambda y, last, kept, u, delta, A, *rest, **_: 36 * _product(u) * A[-1]
+        found[operators.selective_scan_backward] = lambda y, last, kept, u, delta, A, *_, **__: 4 * 9 * prod(u) * A[-1]
     return found
-
-
-def _product(shape: Sequence[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

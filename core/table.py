@@ -1,7 +1,7 @@
 """What is known of every model: written to models.json, read by the commands (without torch), shown in the README.
 
-    python -m core.table --write [FAMILY ...]     measure (only these families), write core/models.json and the README
-    python -m core.table --check [--quick]        measure again and compare; --quick counts MACs of one variant a family
+python -m core.table --write [FAMILY ...] measures (only these families) and writes core/models.json and the README;
+python -m core.table --check [--quick] measures again and compares, with --quick the counts of one variant a family.
 """
 
 from __future__ import annotations
@@ -101,12 +101,13 @@ def select(rows: Sequence[Row], pattern: str) -> list[Row]:
 def count(value: float) -> str:
     """A count for people, three digits.
 
-    >>> count(28_288_354), count(4_490_566_656), count(950)
-    ('28.3 M', '4.49 G', '950')
+    >>> count(28_288_354), count(6_800_000_000), count(196_532_476), count(950)
+    ('28.3 M', '6.80 G', '197 M', '950')
     """
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}" if value < 999.5 * factor else f"{value / factor:,.0f} {unit}"
+        if value >= 0.9995 * factor:
+            short = f"{value / factor:#.3g}" if value < 999.5 * factor else f"{value / factor:,.0f}"
+            return f"{short.rstrip('.')} {unit}"
     return f"{value:.0f}"
 
 
@@ -116,7 +117,7 @@ _RIGHT = {"parameters", "MACs", "size", "top-1"}
 
 def cells(row: Row) -> tuple[str, ...]:
     """The texts of one row, in the order of COLUMNS."""
-    strides = " ".join(map(str, row.strides))
+    strides = " ".join("x".join(map(str, s)) if isinstance(s, list) else str(s) for s in row.strides)
     top1 = "" if row.top1 is None else f"{row.top1:.1f}"
     paper = row.paper + (" (reading)" if row.reading else "")
     return (row.name, count(row.parameters), count(row.macs), str(row.size), strides, paper, top1, row.licence)
@@ -190,7 +191,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def measured(families: Iterable[str], *, quick: bool = False) -> dict[str, Any]:
-    """The facts of these families, as in the file; with `quick`, MACs of the first variant only (None elsewhere)."""
+    """The facts of these families, as in the file; with `quick`, counts of the first variant only (else None)."""
     from core import facts_table
 
     return {name: facts_table.family(name, quick=quick) for name in families}
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--write", nargs="*", metavar="FAMILY", help="measure and write, all or only these families")
     what.add_argument("--check", action="store_true", help="measure and compare; 1 where something is out of date")
-    parser.add_argument("--quick", action="store_true", help="with --check: MACs of one variant a family")
+    parser.add_argument("--quick", action="store_true", help="with --check: counts of one variant a family")
     given = parser.parse_args(arguments)
     try:
         if given.write is not None:
@@ -243,9 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         problems = [str(error)]
     for problem in problems:
-        print(problem, file=sys.stderr)  # noqa: T201 - a command
+        sys.stderr.write(f"{problem}\n")
     if problems:
-        print("to regenerate: python -m core.table --write [FAMILY ...]", file=sys.stderr)  # noqa: T201
+        sys.stderr.write("to regenerate: python -m core.table --write [FAMILY ...]\n")
     return 2 if problems and given.write is not None else int(bool(problems))
 
 

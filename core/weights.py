@@ -165,10 +165,13 @@ def load_published(
     shapes = {n: tuple(v.shape) for n, v in state.items()}
     keymap = choose(module.PUBLISHED, shapes)
     try:
-        settings = registry.changed(module.from_published({}, shapes, base), config, name)
-        backbone = module.build(settings)
+        found = module.from_published({}, shapes, base)
+        _same_network(found, base, config, name)
+        backbone = module.build(registry.changed(found, config, name))
     except KeyError as error:
         raise WeightsError(f"{path}: not a {name} file, it has no {error.args[0]!r}") from None
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
     have = head_classes(state, keymap)
     resized: list[str] = []
     try:
@@ -196,6 +199,18 @@ def load_published(
         more = f" and {len(resized) - 1} more" if len(resized) > 1 else ""
         warnings.warn(f"{path}: {resized[0]}{more} resized to the size that {name} asks for", stacklevel=2)
     return model.eval()
+
+
+# Settings that make a variant what it is; a file may decide others (dense form, tokens, biases, norms).
+_IDENTITY = ("dim", "dims", "depth", "depths", "heads", "mlp_ratio", "patch")
+
+
+def _same_network(found: Any, base: Any, config: Mapping[str, Any], name: str) -> None:
+    """Refuse a file whose shapes say that it holds another variant."""
+    for key in _IDENTITY:
+        has, wants = getattr(found, key, None), getattr(base, key, None)
+        if key not in config and has != wants:
+            raise WeightsError(f"holds a network with {key} {has}, and {name} has {wants}")
 
 
 def head_classes(state: Mapping[str, Tensor], keymap: KeyMap) -> int | None:

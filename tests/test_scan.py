@@ -436,7 +436,9 @@ def test_compiles_whole_forward_and_backward() -> None:
 def test_ss2d_compiles_whole(orders: Any) -> None:
     torch.manual_seed(0)
     mixer = SS2D(8, orders=orders)
-    compiled = torch.compile(mixer, fullgraph=True)
+    # With sizes left open, Inductor's own channels-last pass cannot order the strides of 4-d tensors behind a
+    # convolution (torch 2.11: "cannot determine truth value of Relational"), so it is off here.
+    compiled = torch.compile(mixer, fullgraph=True, options={"layout_optimization": False})
     for size in ((5, 6), (7, 4), (9, 11)):  # the second size is traced with sizes left open
         x = torch.randn(2, *size, 8, requires_grad=True)
         got, want = compiled(x), mixer(x)

@@ -113,6 +113,16 @@ def test_another_network_lists_what_is_left_both_ways(tmp_path: Path) -> None:
     assert "head.norm.bias: in the network, not in the file" in str(caught.value)
 
 
+def test_another_variant_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "small.pth"
+    shapes = {"patch_embed.proj.weight": (384, 3, 16, 16), "blocks.1.mlp.fc1.weight": (1536, 384),
+              "blocks.0.mlp.fc1.weight": (1536, 384)}  # fmt: skip
+    torch.save({n: torch.zeros(s) for n, s in shapes.items()}, path)
+    with pytest.raises(WeightsError) as caught:
+        load_published("vit/base", path, depth=2)
+    assert "holds a network with dim 384, and vit/base has 768" in one_sentence(caught.value, path)
+
+
 def test_wrappers_and_prefixes(tmp_path: Path) -> None:
     state = published_swin()
     arguments = argparse.Namespace(lr=1e-3, output="run")

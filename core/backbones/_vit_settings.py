@@ -14,7 +14,9 @@ from core.weights import KeyMap, choose
 
 
 def _structure(keymap: KeyMap, names: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What published names and shapes say of a plain ViT, as settings; `rows` of the position table, if learned."""
+    """What published names and shapes say of a plain ViT, as settings; also `inner`, the width of all heads, and the
+    `rows` of the position table, if learned.
+    """
     ours: dict[str, Sequence[int]] = {}
     for name, shape in names.items():
         value = torch.empty(tuple(shape), device="meta")
@@ -33,6 +35,7 @@ def _structure(keymap: KeyMap, names: Mapping[str, Sequence[int]]) -> dict[str, 
         "dim": conv[0],
         "patch": conv[2] if conv[2] == conv[3] else (conv[2], conv[3]),
         "depth": 1 + max((int(n.split(".")[4]) for n in ours if n.startswith(block)), default=-1),
+        "inner": ours[first + "token_mixer.proj.weight"][1],
         "mlp_ratio": _ratio(ours[first + "channel_mixer.fc1.weight"][0], conv[0]),
         "class_token": EMBED + "class_token" in ours,
         "distillation_token": EMBED + "distillation_token" in ours,
@@ -100,6 +103,9 @@ def settings(build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base:
         given |= {"activation": "gelu_tanh", "resize": "linear"}
     if found["dim"] != base.dim and "heads" not in given:
         given["heads"] = _HEADS.get(found["dim"], max(1, found["dim"] // 64))
+    inner, heads = found.pop("inner"), given.get("heads", base.heads)
+    if inner != found["dim"] and "head_dim" not in given:
+        given["head_dim"] = inner // heads
     if rows is None and base.positions == "learned":
         found["positions"] = "none"
     new = found | _habits(keymap, found) | given

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from core.errors import SettingError, ShapeError, expect_shape
@@ -51,30 +52,42 @@ class CSWinConfig:
     attention_dropout: float = 0.0
 
 
-class Reduce(nn.Module):
-    """Overlapping convolution and LayerNorm, (B, H, W, C) -> (B, h, w, out).
+class Stem(nn.Module):
+    """Image (B, C, H, W) -> (B, h, w, dim), h = floor((H - 3) / 4) + 1: overlapping patches, then LayerNorm."""
 
-    h = floor((H + 2 padding - kernel) / stride) + 1, w alike.
-    """
-
-    def __init__(self, dim: int, out: int, kernel: int, stride: int, padding: int) -> None:
+    def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, out, kernel, stride, padding)
+        self.conv = nn.Conv2d(in_channels, dim, 7, stride=4, padding=2)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image.contiguous(memory_format=torch.channels_last)  # then the result needs no turning round
+        return self.norm(self.conv(image).permute(0, 2, 3, 1))
+
+
+class Merge(nn.Module):
+    """Half the resolution, (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), out): 3x3 convolution, then LayerNorm."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, out, 3, stride=2, padding=1)
         self.norm = nn.LayerNorm(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        # Channels first: for a channels-last map torch would turn the weight round at each call, and it is the larger.
+        x = self.conv(x.permute(0, 3, 1, 2).contiguous())
+        return self.norm(x.permute(0, 2, 3, 1))
 
 
 class Stage(nn.Module):
-    """One resolution: embedding or merging, then blocks."""
+    """One resolution: embedding (first stage) or merging, then blocks; (B, H, W, C) out."""
 
-    def __init__(self, reduce: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, merge: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.reduce, self.blocks = reduce, nn.Sequential(*blocks)
+        self.merge, self.blocks = merge, nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.reduce(x))
+        x = self.blocks(self.merge(x))
         return x
 
 
@@ -117,7 +130,7 @@ class CSWin(nn.Module):
                 )
                 for rate in rates[i]
             ]  # fmt: skip
-            stages.append(Stage(Reduce(dim // 2, dim, 3, 2, 1) if i else Stem(c.in_channels, dim), blocks))
+            stages.append(Stage(Merge(dim // 2, dim) if i else Stem(c.in_channels, dim), blocks))
         self.stages = nn.ModuleList(stages)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) if c.dense else nn.Identity() for dim in self.channels)
         self.apply(_initialise)
@@ -131,16 +144,6 @@ class CSWin(nn.Module):
             x = stage(x)
             pyramid.append(to_channels_first(norm(x)))
         return pyramid
-
-
-class Stem(Reduce):
-    """Image (B, C, H, W) -> (B, floor((H - 3) / 4) + 1, floor((W - 3) / 4) + 1, dim)."""
-
-    def __init__(self, in_channels: int, dim: int) -> None:
-        super().__init__(in_channels, dim, 7, 4, 2)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return super().forward(image.permute(0, 2, 3, 1))
 
 
 def _initialise(module: nn.Module) -> None:
@@ -194,9 +197,9 @@ def from_published(
 PUBLISHED = (
     KeyMap(
         rename=[
-            (r"^stage1_conv_embed\.0\.", "backbone.stages.0.reduce.conv."),
-            (r"^stage1_conv_embed\.2\.", "backbone.stages.0.reduce.norm."),
-            *((rf"^merge{i}\.", f"backbone.stages.{i}.reduce.") for i in range(1, 8)),
+            (r"^stage1_conv_embed\.0\.", "backbone.stages.0.merge.conv."),
+            (r"^stage1_conv_embed\.2\.", "backbone.stages.0.merge.norm."),
+            *((rf"^merge{i}\.", f"backbone.stages.{i}.merge.") for i in range(1, 8)),
             *((rf"^stage{i}\.(\d+)\.", rf"backbone.stages.{i - 1}.blocks.\1.") for i in range(1, 9)),
             *((rf"^norm{i}\.", f"backbone.norms.{i - 1}.") for i in range(1, 9)),
             (r"\.(qkv|proj)\.", r".token_mixer.\1."),

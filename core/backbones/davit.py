@@ -18,12 +18,14 @@ from core.errors import SettingError, expect_shape
 from core.facts import Facts
 from core.heads.classify import ClassifierHead
 from core.layers import windows
-from core.layers.attend import plain_is_faster
+from core.layers.attend import merge_heads
+from core.layers.convs import convolve
+from core.layers.gelu import GELU
 from core.layers.mlp import MLP
 from core.layers.patches import to_channels_first
 from core.layers.residual import DropPath, spread
 from core.mixers.channel import ChannelAttention
-from core.weights import KeyMap
+from core.weights import KeyMap, choose
 
 FACTS = Facts(
     title="DaViT",
@@ -58,7 +60,8 @@ class PositionEncoding(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        near = convolve(self.conv, x)
+        return near.add_(x)  # into the convolution's own output, which nothing else holds
 
 
 class SpatialAttention(nn.Module):
@@ -69,23 +72,19 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, window: int, qkv_bias: bool) -> None:
         super().__init__()
-        self.heads, self.window, self.scale = heads, window, (dim // heads) ** -0.5
+        self.heads, self.window = heads, window
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        M, d = self.window, x.shape[-1] // self.heads
+        M = self.window
         x, where = windows.pad(x, (M, M), "end")
-        B, H, W, C = x.shape
-        # One copy cuts windows and heads: (B, rows, M, columns, M, 3, heads, d) -> (3, B * windows, heads, M * M, d)
-        qkv = self.qkv(x).reshape(B, H // M, M, W // M, M, 3, self.heads, d)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.heads, M * M, d).unbind(0)
-        if plain_is_faster(q, k):
-            out = torch.matmul(torch.matmul(q * self.scale, k.transpose(-2, -1)).softmax(-1), v)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        out = out.reshape(B, H // M, W // M, self.heads, M, M, d).permute(0, 1, 4, 2, 5, 3, 6).reshape(B, H, W, C)
-        return self.proj(windows.crop(out, where))
+        size = (x.shape[1], x.shape[2])
+        # Cut before the projection: its output then holds whole windows, and heads are views of it.
+        qkv = self.qkv(windows.partition(x, (M, M))).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * windows, heads, M * M, d)
+        x = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return windows.crop(windows.join(x, (M, M), size), where)
 
 
 class DualBlock(nn.Module):
@@ -99,6 +98,7 @@ class DualBlock(nn.Module):
         self.positions = nn.ModuleList([PositionEncoding(dim), PositionEncoding(dim)])
         self.norm1, self.token_mixer = nn.LayerNorm(dim), token_mixer
         self.norm2, self.channel_mixer = nn.LayerNorm(dim), MLP(dim, ratio=mlp_ratio)
+        self.channel_mixer.act = GELU()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,6 +120,7 @@ class Stem(nn.Module):
         down, right = -image.shape[2] % 4, -image.shape[3] % 4
         if down or right:
             image = F.pad(image, (0, right, 0, down))
+        image = image.contiguous(memory_format=torch.channels_last)  # else the map comes out channels-first
         return self.norm(self.conv(image).permute(0, 2, 3, 1))
 
 
@@ -128,12 +129,19 @@ class Merging(nn.Module):
 
     def __init__(self, dim: int, out: int, *, overlapped: bool) -> None:
         super().__init__()
+        self.overlapped = overlapped
         self.norm = nn.LayerNorm(dim)
-        self.conv = nn.Conv2d(dim, out, 3 if overlapped else 2, stride=2, padding=int(overlapped))
+        conv = nn.Conv2d(dim, out, 3, stride=2, padding=1) if overlapped else nn.Conv2d(dim, out, 2, stride=2)
+        self.conv = conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         x, _ = windows.pad(self.norm(x), (2, 2), "end")
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.overlapped:
+            return convolve(self.conv, x)
+        # 2x2 cells do not overlap: one matrix product, without the reordering of weights that a convolution starts with
+        B, H, W, C = x.shape
+        cells = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(2, 3).reshape(B, H // 2, W // 2, 4 * C)
+        return F.linear(cells, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias)
 
 
 class Stage(nn.Module):
@@ -224,12 +232,71 @@ _ARGUMENTS = {  # the authors' constructor arguments and our settings
 def from_published(
     build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base: DaViTConfig = TINY
 ) -> DaViTConfig:
-    """The authors' constructor arguments as ours; widths, depths, biases and output norms by parameter names.
+    """The authors' constructor arguments as ours; what they leave open by parameter names and shapes.
 
-    Heads, where the arguments leave them open, are 32 channels wide as in every published variant, unless `base` has
-    the same widths.
+    Heads that nobody states are those of `base` where it has the same widths, else 32 channels wide as in every
+    published variant.
     """
-    given = {ours: build[theirs] for theirs, ours in _ARGUMENTS.items() if theirs in build}
+    if build.get("patch_size", 4) != 4:
+        raise SettingError(f"davit: published networks have patches of 4 pixels, got {build['patch_size']}")
+    keymap = choose(PUBLISHED, names)
+    seen = _shapes({ours: shape for n, shape in names.items() if (ours := keymap.name(n))})
+    given = seen | {ours: build[theirs] for theirs, ours in _ARGUMENTS.items() if theirs in build}
     given |= {k: tuple(given[k]) for k in ("dims", "depths", "heads") if k in given}
-    shapes = {name: shape for name, shape in ((_NAMES.name(n), s) for n, s in names.items()) if name}
+    if "heads" not in given and given.get("dims", base.dims) != base.dims:
+        given["heads"] = tuple(dim // 32 for dim in given["dims"])
     return replace(base, **given)
+
+
+def _shapes(names: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Settings that parameter names (ours) and shapes show."""
+    first = "backbone.stages.0.merge.conv.weight"
+    if first not in names:
+        return {}
+    stages = 0
+    while f"backbone.stages.{stages}.merge.conv.weight" in names:
+        stages += 1
+    merges = [names[f"backbone.stages.{i}.merge.conv.weight"] for i in range(stages)]
+    pairs = [{n.split(".")[4] for n in names if n.startswith(f"backbone.stages.{i}.pairs.")} for i in range(stages)]
+    norms = tuple(i for i in range(stages) if f"backbone.norms.{i}.weight" in names)
+    block = "backbone.stages.0.pairs.0.0."
+    return {
+        "in_channels": names[first][1],
+        "dims": tuple(shape[0] for shape in merges),
+        "depths": tuple(map(len, pairs)),
+        "mlp_ratio": names[block + "channel_mixer.fc1.weight"][0] / merges[0][0],
+        "qkv_bias": block + "token_mixer.qkv.bias" in names,
+        "overlapped": any(shape[2] == 3 for shape in merges[1:]),
+        **({} if not norms and "head.norm.weight" not in names else {"norms": norms}),
+    }
+
+
+_BLOCKS = [
+    (r"\.attn\.", ".token_mixer."),
+    (r"\.mlp\.", ".channel_mixer."),
+]
+PUBLISHED = (
+    KeyMap(  # timm
+        rename=[
+            (r"^stem\.", "backbone.stages.0.merge."),
+            (r"^stages\.(\d+)\.downsample\.", r"backbone.stages.\1.merge."),
+            (r"^stages\.(\d+)\.blocks\.", r"backbone.stages.\1.pairs."),
+            (r"\.cpe1\.proj\.", ".positions.0.conv."),
+            (r"\.cpe2\.proj\.", ".positions.1.conv."),
+            *_BLOCKS,
+        ],
+        when=r"^stem\.conv\.",
+    ),
+    KeyMap(
+        rename=[
+            (r"^patch_embeds\.(\d+)\.proj\.", r"backbone.stages.\1.merge.conv."),
+            (r"^patch_embeds\.(\d+)\.norm\.", r"backbone.stages.\1.merge.norm."),
+            (r"^main_blocks\.(\d+)\.", r"backbone.stages.\1.pairs."),
+            (r"\.cpe\.([01])\.proj\.", r".positions.\1.conv."),
+            *_BLOCKS,
+            (r"^norm(\d)\.", r"backbone.norms.\1."),
+            (r"^norms\.", "head.norm."),
+            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+        ],
+    ),
+)

@@ -66,7 +66,7 @@ class DinatConfig:
 
 
 class ConvolutionStem(nn.Module):
-    """Two 3x3 convolutions of stride 2 with nothing between, LayerNorm: (B, C, H, W) -> (B, ceil(H/4), ceil(W/4), dim)."""
+    """Two 3x3 convolutions of stride 2, nothing between, LayerNorm: (B, C, H, W) -> (B, ceil(H/4), ceil(W/4), dim)."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -188,10 +188,6 @@ ISO_SMALL = DinatConfig(
 ISO_BASE = replace(ISO_SMALL, dim=768, heads=(12,))
 
 VARIANTS = {
-    "nat_mini": MINI,
-    "nat_tiny": TINY,
-    "nat_small": replace(SMALL, layer_scale=1e-5),
-    "nat_base": BASE,
     "dinat_mini": replace(MINI, dilations=_DILATED),
     "dinat_tiny": replace(TINY, dilations=_DILATED),
     "dinat_small": replace(SMALL, dilations=_DILATED),
@@ -204,6 +200,10 @@ VARIANTS = {
     "dinat_s_base": replace(S_TINY, dim=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), drop_path=0.5),
     "dinat_s_large": S_LARGE,
     "dinat_s_large_384": replace(S_LARGE, dilations=_DILATED_384),
+    "nat_mini": MINI,
+    "nat_tiny": TINY,
+    "nat_small": replace(SMALL, layer_scale=1e-5),
+    "nat_base": BASE,
     "nat_iso_small": ISO_SMALL,
     "nat_iso_base": ISO_BASE,
     "dinat_iso_small": replace(ISO_SMALL, dilations=((1, 2),)),
@@ -233,12 +233,12 @@ def from_published(
     given |= {k: tuple(given[k]) for k in ("depths", "heads") if k in given}
     if isinstance(given.get("patch"), list | tuple):
         given["patch"] = given["patch"][0]
-    config = replace(base, **given | _sizes(names, base))
+    asked = given.pop("dilations", None)
+    config = replace(base, **given | _sizes(names, replace(base, **given)))
     stages = len(config.depths)
-    dilations = given.get("dilations", config.dilations) or [[1]] * stages
-    full = [tuple(d) if d else (1,) for d in dilations]
-    full = list(islice(cycle(full), stages)) if "dilations" not in given else full
-    return replace(config, dilations=tuple(full))
+    if asked is None:  # null is NAT's 1 everywhere; what is not said stays as the variant has it
+        asked = [[1]] * stages if "dilations" in build else islice(cycle(base.dilations), stages)
+    return replace(config, dilations=tuple(tuple(d or (1,)) for d in asked))
 
 
 def _sizes(names: Mapping[str, Sequence[int]], base: DinatConfig) -> dict[str, Any]:
@@ -246,20 +246,23 @@ def _sizes(names: Mapping[str, Sequence[int]], base: DinatConfig) -> dict[str, A
     root = next((r for r in ("levels", "layers") if any(n.startswith(f"{r}.") for n in names)), None)
     if root is None:
         return {}
-    places = {(int(n.split(".")[1]), int(n.split(".")[3])) for n in names if n.startswith(f"{root}.") and ".blocks." in n}
+    blocks = (n.split(".") for n in names if n.startswith(f"{root}.") and ".blocks." in n)
+    places = {(int(parts[1]), int(parts[3])) for parts in blocks}
     stages = 1 + max(i for i, _ in places)
     norms = tuple(i for i in range(stages) if f"norm{i}.weight" in names)
     headless = "norm.weight" not in names
     found: dict[str, Any] = {
         "depths": tuple(sum(i == j for j, _ in places) for i in range(stages)),
         "dim": names[f"{root}.0.blocks.0.norm1.weight"][0],
-        "mlp_ratio": names[f"{root}.0.blocks.0.mlp.fc1.weight"][0] / names[f"{root}.0.blocks.0.norm1.weight"][0],
         "stem": "convolutions" if root == "levels" else "patches",
         "qkv_bias": f"{root}.0.blocks.0.attn.qkv.bias" in names,
         "relative_bias": f"{root}.0.blocks.0.attn.rpb" in names,
         "dense": bool(norms) or (headless and base.dense),
         "norms": norms if norms and len(norms) < stages else None,
     }
+    hidden = names[f"{root}.0.blocks.0.mlp.fc1.weight"][0]
+    if int(found["dim"] * base.mlp_ratio) != hidden:
+        found["mlp_ratio"] = hidden / found["dim"]
     scaled = f"{root}.0.blocks.0.gamma1" in names
     found["layer_scale"] = (base.layer_scale or 1e-5) if scaled else None
     if found["relative_bias"]:

@@ -51,7 +51,7 @@ class GCViTConfig:
     window: tuple[int, ...] = (7, 7, 14, 7)  # side in cells, one per level; published: size / 32, / 32, / 16, / 32
     mlp_ratio: float = 3.0
     layer_scale: float | None = None  # its start; None for none
-    dense: bool = False  # published dense form: a LayerNorm on each level, level 3 pools its query unless its window is 14
+    dense: bool = False  # published dense form: a LayerNorm on each level; see also `query_chain`
     norms: tuple[int, ...] | None = None  # levels with an output norm, from 0; by default every one if dense, else none
     qkv_bias: bool = True
     scale: float | None = None  # of q; head width ** -0.5 by default

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from core.errors import SettingError, ShapeError, expect_shape
 from core.facts import Facts
 from core.heads.classify import ClassifierHead
-from core.layers.convs import MBConv
+from core.layers.convs import MBConv, TanhGELU
 from core.layers.mlp import MLP
 from core.layers.patches import to_channels_first
 from core.layers.residual import Block, spread
@@ -65,7 +65,7 @@ class Stem(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, dim, 3, 2)
         self.norm = nn.BatchNorm2d(dim, eps=1e-3, momentum=0.01)
-        self.act = nn.GELU(approximate="tanh")
+        self.act = TanhGELU()
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -80,12 +80,17 @@ class MaxViTBlock(nn.Module):
         super().__init__()
         self.conv = MBConv(dim, out, stride=stride, expand=c.expand, squeeze=c.squeeze, drop_path=drop_path)
         mixer = partial(MultiAxisAttention, out, out // c.head_dim, window=c.window)
-        mlp = partial(MLP, out, ratio=c.mlp_ratio, activation="gelu_tanh")
-        self.block = Block(out, mixer(axis="block"), mlp(), drop_path=drop_path)
-        self.grid = Block(out, mixer(axis="grid"), mlp(), drop_path=drop_path)
+        self.block = Block(out, mixer(axis="block"), _mlp(out, c), drop_path=drop_path)
+        self.grid = Block(out, mixer(axis="grid"), _mlp(out, c), drop_path=drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.grid(self.block(self.conv(x)))
+
+
+def _mlp(dim: int, c: MaxViTConfig) -> MLP:
+    mlp = MLP(dim, ratio=c.mlp_ratio, activation="gelu_tanh")
+    mlp.act = TanhGELU()
+    return mlp
 
 
 class Stage(nn.Module):

@@ -196,7 +196,8 @@ build = Swin
 
 _ARGUMENTS = {  # the authors' constructor arguments and our settings
     "in_chans": "in_channels", "embed_dim": "dim", "depths": "depths", "num_heads": "heads", "window_size": "window",
-    "img_size": "image_size", "image_size": "image_size", "pretrain_img_size": "image_size", "ape": "absolute", "patch_size": "patch",
+    "img_size": "image_size", "image_size": "image_size", "pretrain_img_size": "image_size",
+    "ape": "absolute", "patch_size": "patch",
     "patch_norm": "patch_norm", "mlp_ratio": "mlp_ratio", "qkv_bias": "qkv_bias", "qk_scale": "scale",
     "drop_path_rate": "drop_path", "drop_rate": "dropout", "attn_drop_rate": "attention_dropout",
 }  # fmt: skip

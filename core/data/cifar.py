@@ -7,7 +7,7 @@ import pickle
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy._core.multiarray import _reconstruct  # the name that numpy's own pickles ask for
@@ -55,20 +55,23 @@ def check(path: Path) -> None:
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or data.dtype != np.uint8:
         raise InputError(f"{path}: 'data' is not an array of 3072 bytes a picture")
     if not isinstance(labels, list) or len(labels) != len(data):
-        raise InputError(f"{path}: {len(data)} pictures, but {len(labels) if isinstance(labels, list) else 'no'} labels")
+        count = len(labels) if isinstance(labels, list) else "no"
+        raise InputError(f"{path}: {len(data)} pictures, but {count} labels")
 
 
-class _Writer(pickle._Pickler):  # type: ignore[name-defined]
+_Python: Any = pickle._Pickler  # the one in Python, whose opcodes can be chosen
+
+
+class _Writer(_Python):
     """Writes `str` as the byte strings of Python 2, as in the published files, so that every reader takes both."""
 
-    dispatch: dict[type, Callable[..., None]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Callable[..., None]]] = dict(_Python.dispatch)
 
     def _bytes(self, value: bytes) -> None:
         if len(value) < 256:
             self.write(pickle.SHORT_BINSTRING + bytes([len(value)]) + value)
         else:
             self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
-        self.memoize(value)
 
     def _text(self, value: str) -> None:
         self._bytes(value.encode("latin1"))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+COLOURS = ("red", "green", "blue")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -37,10 +38,26 @@ class InputContract:
         return asdict(self)
 
 
-# What the systems' cards say where it is not ImageNet's usual evaluation: name pattern -> (mean, std, resized straight).
-_STATED: tuple[tuple[str, float | None, bool, str], ...] = (
-    ("swin/*_384", None, True, "card swin: resized straight to the size"),
-    ("vit/flax_*", 0.5, False, "card sam: values from -1 to 1"),
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+_USUAL = ("*", _IMAGENET, 0.875, "ImageNet's usual evaluation")
+
+# What the systems' cards say where it differs from ImageNet's usual evaluation; the first that fits holds.
+# Name pattern, mean and std, side of the crop over the resized short side (None: whole picture to the size), source.
+_STATED = (
+    ("swin/*_384", _IMAGENET, None, "card swin"),
+    ("cswin/*_384", _IMAGENET, 1.0, "card cswin"),
+    ("cswin/*", _IMAGENET, 0.9, "card cswin"),
+    ("davit/large", _IMAGENET, 1.0, "card davit"),
+    ("davit/*", _IMAGENET, 0.9, "card davit"),
+    ("gcvit/*_???", _IMAGENET, None, "card gcvit"),
+    *((f"gcvit/{v}", _IMAGENET, 1.0, "card gcvit") for v in ("xxtiny", "tiny", "base", "large")),
+    ("maxvit/*_???", _HALF, None, "card maxvit"),
+    ("vit/flax_*", _HALF, 0.875, "card sam: values from -1 to 1"),
+    ("vit/clip_*", _CLIP, 1.0, "CLIP's own preprocessing, mean and std as in card lyrics"),
+    ("vit/siglip_*", _HALF, 0.9, "timm's configuration of these weights"),
+    _USUAL,
 )
 
 
@@ -52,14 +69,10 @@ def published(name: str, in_channels: int, size: tuple[int, int]) -> InputContra
     if in_channels != 3:
         channels = tuple(f"channel {i}" for i in range(in_channels))
         return InputContract(channels, (0.0, 1.0), None, None, size, "", None, "not published for these channels")
-    half, straight, source = None, False, "ImageNet's usual evaluation"
-    for pattern, *stated in _STATED:
-        if fnmatchcase(name, pattern):
-            half, straight, source = stated  # type: ignore[assignment]
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if half is None else ((half,) * 3, (half,) * 3)
-    crop = None if straight or size[0] != size[1] else size
-    if crop is None:
-        resize = f"to {size[0]} x {size[1]} pixels, bicubic"
-    else:
-        resize = f"short side to {int(256 / 224 * size[0])} pixels, bicubic"
-    return InputContract(("red", "green", "blue"), (0.0, 1.0), mean, std, size, resize, crop, source)
+    _, (mean, std), ratio, source = next(entry for entry in _STATED if fnmatchcase(name, entry[0]))
+    if ratio is None or size[0] != size[1]:
+        return InputContract(
+            COLOURS, (0.0, 1.0), mean, std, size, f"to {size[0]} x {size[1]} pixels, bicubic", None, source
+        )
+    resize = f"short side to {int(size[0] / ratio + 1e-9)} pixels, bicubic"
+    return InputContract(COLOURS, (0.0, 1.0), mean, std, size, resize, size, source)

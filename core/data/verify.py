@@ -153,14 +153,14 @@ def _problem(path: Path, opening: Callable[[Path], None]) -> str:
 def _picture(path: Path) -> None:
     """Decode at the smallest scale that the format has: finds cut-off files at a fraction of the time."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise MissingExtraError("Pillow", "dense") from None
     try:
         with Image.open(path) as picture:
             picture.draft("RGB", (32, 32))
             picture.load()
-    except (Image.UnidentifiedImageError, Image.DecompressionBombError):
+    except (UnidentifiedImageError, Image.DecompressionBombError):
         raise InputError("not a picture that can be read") from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,24 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
+
+
+class TanhGELU(nn.GELU):
+    """GELU by tanh; in float32 inference on the CPU as x sigmoid(2 u), the same function at half of tanh's time there.
+
+    0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) (arXiv 1606.08415, section 2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        written_out = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+        if torch.compiler.is_compiling() or not written_out:
+            return super().forward(x)
+        slope = 2 * math.sqrt(2 / math.pi)
+        y = x * x
+        return y.mul_(0.044715 * slope).add_(slope).mul_(x).sigmoid_().mul_(x)
 
 
 class SqueezeExcitation(nn.Module):
@@ -77,7 +97,7 @@ class MBConv(nn.Module):
         padding = 1 if stride == 1 else 0
         self.depthwise = nn.Conv2d(inner, inner, 3, stride, padding, groups=inner, bias=False)
         self.norm2 = nn.BatchNorm2d(inner, eps=eps, momentum=momentum)
-        self.act = nn.GELU(approximate="tanh")
+        self.act = TanhGELU()
         self.se = SqueezeExcitation(inner, round(out * squeeze), activation="silu")
         self.narrow = nn.Linear(inner, out)
         self.drop_path = DropPath(drop_path)
@@ -102,10 +122,13 @@ class MBConv(nn.Module):
         s0, t0 = scale_and_shift(self.norm0)
         s1, t1 = scale_and_shift(self.norm1)
         s2, t2 = scale_and_shift(self.norm2)
-        w = self.widen.weight * s1[:, None]
-        x = self.act(F.linear(x, w * s0, torch.mv(w, t0) + t1)).permute(0, 3, 1, 2)
         if self.stride > 1:
-            x = F.pad(x, (0, 1, 0, 1))
+            x = F.pad(x, (0, 0, 0, 1, 0, 1))  # here and not after widening, where the map is several times larger
+        w = self.widen.weight * s1[:, None]
+        x = self.act(F.linear(x, w * s0, torch.mv(w, t0) + t1))
+        if self.stride > 1:
+            x[:, -1], x[:, :, -1] = 0, 0
         conv = self.depthwise
+        x = x.permute(0, 3, 1, 2)
         x = F.conv2d(x, conv.weight * s2[:, None, None, None], t2, conv.stride, conv.padding, groups=conv.groups)
         return self.act(x).permute(0, 2, 3, 1)

@@ -153,6 +153,8 @@ def chunks(queries: Tensor, cut: Cut, inputs: int) -> Iterator[tuple[slice, slic
     keys = cut[0].keys * cut[1].keys
     row = heads * across * keys * 2 * (cells + d)  # logits, weights, keys and values of one row of blocks
     most = max(LEAST_CHUNK, min(inputs, CPU_CHUNK if queries.device.type == "cpu" else GPU_CHUNK))
+    if torch.compiler.is_exporting():
+        most = row * count * maps  # a loop would be written out
     together = max(1, most // (row * count))
     bands = count if row * count <= most else max(1, most // row)
     for i in range(0, maps, together):

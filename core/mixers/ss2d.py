@@ -32,6 +32,9 @@ class SS2D(nn.Module):
 
     Source: VMamba, arXiv 2401.10166, section 4.2; the first release's layer as in Swin-UMamba, arXiv 2402.03302.
 
+    Compiled for several map sizes, torch 2.11's Inductor needs options={"layout_optimization": False} (its
+    channels-last pass fails on open sizes); for one size, or dynamic=False, nothing.
+
     Args:
         dim: Channels C.
         state: State size N of each channel.

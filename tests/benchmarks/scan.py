@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -132,7 +133,9 @@ def main() -> None:
         print(peak(given.peak, given.length))
         return
     values = inputs(given.length)
+    load = os.getloadavg()[0]  # processes that want a core: past the cores left to us, two threads wait for each other
     report: dict[str, Any] = {
+        "cores": os.cpu_count(), "load_before": round(load, 2),
         "torch": torch.__version__, "threads": given.threads, "dtype": "float32",
         "shapes": {"u": [1, CHANNELS, given.length], "A": [CHANNELS, STATE], "B": [1, GROUPS, STATE, given.length]},
     }  # fmt: skip
@@ -148,6 +151,7 @@ def main() -> None:
         for what in ("forward", "backward")
     }
     report["error_over_spread"] = errors(given.length)
+    report["load_after"] = round(os.getloadavg()[0], 2)
     text = json.dumps(report, indent=2) + "\n"
     print(text)
     target = HERE / "results" / "scan.json"

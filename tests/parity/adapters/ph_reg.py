@@ -1,4 +1,4 @@
-"""PH-Reg: teacher and student are DINOv2 in Hugging Face's names. Views, denoising and losses come with its training."""
+"""PH-Reg: teacher and student are DINOv2 in Hugging Face's names. Views and losses come with its training."""
 
 from __future__ import annotations
 
