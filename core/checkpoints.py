@@ -77,7 +77,9 @@ def _read_torch(path: Path) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the load itself says if it fails
+                warnings.filterwarnings(
+                    "ignore", message="Detected pickle protocol"
+                )  # the load itself says if it fails
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             asked = _unsafe_global(str(error)) or _imports(path)

@@ -98,8 +98,8 @@ def page(found: list[Row], image: Tensor) -> str:
     shown = np.clip((shown * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255, 0, 255).round().astype(np.uint8)
     body = [
         "<h1>Glocal</h1>",
-        f'<p class="note">{len(registry.names())} networks in {len(found)} families. No app stands yet: this page shows the '
-        "backbones. Their weights are fresh, so it says how a network looks at a picture, not what it knows.</p>",
+        f'<p class="note">{len(registry.names())} networks in {len(found)} families. No app stands yet: this page '
+        "shows the backbones. Their weights are fresh, so it says how a network looks at a picture, not what it knows.</p>",
         f'<p><img src="{pictures.inline(shown)}" alt="the sample picture, an astronaut"></p>',
         "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse.</p>",
         "<table><tr><th>network</th><th>parameters</th><th>one picture, 224 px</th><th>reach by level</th></tr>",
@@ -114,7 +114,10 @@ def page(found: list[Row], image: Tensor) -> str:
             f'<td class="n">{row.parameters / 1e6:.1f} M</td><td class="n">{row.seconds * 1e3:.0f} ms</td>'
             f"<td><table><tr>{maps}</tr></table></td></tr>"
         )
-    body += ["</table>", "<p>Made by <code>make demo</code>; the command is <code>python -m core.page --out demo</code>.</p>"]
+    body += [
+        "</table>",
+        "<p>Made by <code>make demo</code>; the command is <code>python -m core.page --out demo</code>.</p>",
+    ]
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Glocal</title>"
         f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"

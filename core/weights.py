@@ -202,7 +202,10 @@ def load_published(
 
 
 # Settings that make a variant what it is; a file may decide others (dense form, tokens, biases, norms).
-_IDENTITY = ("dim", "dims", "depth", "depths", "heads", "mlp_ratio", "patch")
+_IDENTITY = (
+    "dim", "dims", "depth", "depths", "heads", "mlp_ratio", "patch",
+    "bottleneck", "groups", "group_width", "response_norm",
+)  # fmt: skip
 
 
 def _same_network(found: Any, base: Any, config: Mapping[str, Any], name: str) -> None:

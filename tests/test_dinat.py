@@ -71,13 +71,12 @@ def inputs(size: tuple[int, int], kernel: int, heads: int = 2) -> tuple[Tensor, 
     return qkv, torch.randn(heads, side, side, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("chunk", [None, 1], ids=["whole", "in chunks"])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("bias", "chunk"), [(True, None), (True, 1), (False, None)], ids=["", "chunks", "no bias"])
 @pytest.mark.parametrize(
     ("size", "kernel", "dilation"),
     [
         ((7, 7), 7, 1), ((8, 13), 7, 1), ((14, 15), 7, 2), ((25, 18), 7, 1), ((23, 31), 7, 3),  # ragged groups
-        ((57, 60), 7, 8), ((24, 17), 5, 2), ((11, 12), 3, 1), ((12, 26), 11, 1),
+        ((27, 30), 3, 8), ((24, 17), 5, 2), ((11, 12), 3, 1), ((12, 26), 11, 1),
     ],
 )  # fmt: skip
 def test_operator_is_the_loop(
@@ -92,7 +91,8 @@ def test_operator_is_the_loop(
     wanted = by_loop(qkv, table if bias else None, kernel, dilation)
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
     seed = torch.randn_like(wanted)
-    for a, b in zip(torch.autograd.grad(ours, arguments, seed), torch.autograd.grad(wanted, arguments, seed), strict=True):
+    found, looped = (torch.autograd.grad(out, arguments, seed) for out in (ours, wanted))
+    for a, b in zip(found, looped, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     with torch.no_grad():  # goes past the operator
         torch.testing.assert_close(neighborhood_attention(*arguments, kernel=kernel, dilation=dilation), ours)
@@ -240,7 +240,8 @@ def test_training_step(dense: bool) -> None:
     backbone = dinat.build(config)
     model = backbone if dense else registry.classifier(backbone, 3)
     image = torch.randn(4, 3, 64, 50)
-    loss = sum(level.square().sum() for level in model(image)) if dense else F.cross_entropy(model(image), torch.arange(4) % 3)
+    out = model(image)
+    loss = sum(level.pow(3).sum() for level in out) if dense else F.cross_entropy(out, torch.arange(4) % 3)
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     assert [n for n, p in model.named_parameters() if not p.grad.any() and not n.endswith("qkv.bias")] == []
@@ -280,13 +281,6 @@ def test_initialisation() -> None:
 
 
 # Published files
-
-
-def wanted_output(name: str, state: dict[str, Tensor], path: Path) -> tuple[Tensor, Tensor]:
-    """Logits of a file through load_published, and of the fixture's recipe through our own names."""
-    torch.save({"state_dict": {f"module.{n}": v for n, v in state.items()}, "epoch": 300}, path)
-    loaded = weights.load_published(f"dinat/{name}", path)
-    return loaded(made_input((1, 3, 72, 64), seed=1)), loaded
 
 
 @pytest.mark.parametrize(
@@ -334,27 +328,31 @@ def published_state(config: DinatConfig, classes: int | None) -> dict[str, Tenso
     "config",
     [
         replace(SMALL, dense=True),
-        replace(SMALL, dense=True, norms=(1, 3), relative_bias=True, qkv_bias=False),
+        replace(SMALL, dense=True, norms=(1, 3), qkv_bias=False),
         replace(SMALL, stem="patches", layer_scale=None, mlp_ratio=2.5, dense=True, kernel=5),
         replace(SMALL, depths=(1, 1), heads=(1, 2), dilations=((1, 5), (3,))),
     ],
     ids=["dense", "some norms", "patches", "two levels"],
 )
 def test_form_is_read_from_the_names(config: DinatConfig, tmp_path: Path) -> None:
-    """Everything but dilations, drop path and the like is in names and shapes."""
-    classes = None if config.dense else 4
-    state = published_state(config, classes)
+    """Everything but dilations, drop path and the start of layer scale is in names and shapes."""
+    state = published_state(config, None if config.dense else 4)
     read = dinat.from_published({}, {n: tuple(v.shape) for n, v in state.items()})
-    unread = {"dilations": config.dilations, "drop_path": config.drop_path, "layer_scale": config.layer_scale}
+    unread = {"dilations": config.dilations, "layer_scale": config.layer_scale, "drop_path": 0.0}
     assert replace(read, **unread) == config
+    asked = {k: getattr(config, k) for k in ("dim", "depths", "heads", "kernel", "dilations", "stem", "mlp_ratio")}
     path = tmp_path / "a.pth"
     torch.save(state, path)
-    model = weights.load_published("dinat/dinat_mini", path)
-    assert isinstance(model, dinat.Dinat) == config.dense
+    model = weights.load_published("dinat/dinat_mini", path, **asked)
+    backbone = model if config.dense else model.backbone
+    assert isinstance(backbone, dinat.Dinat)
+    root = "levels" if config.stem == "convolutions" else "layers"
+    torch.testing.assert_close(
+        backbone.stages[1].merge.reduction.weight, state[f"{root}.0.downsample.reduction.weight"]
+    )
+    torch.save({n: v for n, v in state.items() if not n.endswith("1.blocks.0.attn.proj.bias")}, path)
     with pytest.raises(WeightsError, match="not in the file"):
-        state.pop(next(n for n in state if n.endswith("rpb") and ".1." in n[:9] + "."))
-        torch.save({n: v for n, v in state.items() if "levels.1.blocks.0.mlp" not in n}, path)
-        weights.load_published("dinat/dinat_mini", path)
+        weights.load_published("dinat/dinat_mini", path, **asked)
 
 
 @pytest.mark.slow
@@ -366,11 +364,13 @@ def test_compiles_whole(training: bool) -> None:
     image = torch.randn(2, 3, 90, 75)
     compiled = torch.compile(model, fullgraph=True)
     with torch.set_grad_enabled(training):
-        for a, b in zip(compiled(image), model(image), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-            if training:
-                for x, y in zip(*(torch.autograd.grad(o.sum(), list(model.stages[0].parameters()), retain_graph=True) for o in (a, b)), strict=True):
-                    torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-3)
+        pyramids = compiled(image), model(image)
+    for a, b in zip(*pyramids, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    if training:
+        found, wanted = (torch.autograd.grad(p[-1].sum(), list(model.stages.parameters())) for p in pyramids)
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,28 @@ def test_published_checkpoint(published: tuple[Path, Fixture]) -> None:
     model = load_published("gcvit/xxtiny", path)
     with torch.no_grad():
         fixture.compare("logits", model(fixture.input()), 1e-3)
+
+
+def test_published_checkpoint_in_timms_names(published: tuple[Path, Fixture], tmp_path: Path) -> None:
+    path, fixture = published
+    state = {}
+    for name, value in fixture.state_dict().items():
+        for pattern, replacement in (
+            (r"^patch_embed\.proj", "stem.conv1"), (r"^patch_embed\.conv_down", "stem.down"),
+            (r"^levels\.(\d)\.downsample", lambda m: f"stages.{int(m[1]) + 1}.downsample"),
+            (r"to_q_global\.(\d)\.", lambda m: f"to_q_global.conv{int(m[1]) + 1}."),
+            (r"q_global_gen\.to_q_global\.(conv\d)\.conv\.", r"global_block.blocks.\1."),
+            (r"(down|downsample)\.conv\.", r"\1.conv_block."),
+            (r"(conv\d|conv_block)\.0\.", r"\1.conv_dw."), (r"(conv\d|conv_block)\.3\.", r"\1.conv_pw."),
+            (r"2\.fc\.0\.", "se.fc1."), (r"2\.fc\.2\.", "se.fc2."), (r"^levels\.", "stages."),
+            (r"relative_pos", "rel_pos.relative_pos"), (r"^norm\.", "stages.3.norm."), (r"^head\.", "head.fc."),
+        ):  # fmt: skip
+            name = re.sub(pattern, replacement, name)
+        state[name] = value[:, :, None, None] if ".se.fc" in name else value
+    torch.save(state, tmp_path / "timm.pth")
+    ours = load_published("gcvit/xxtiny", path).state_dict()
+    theirs = load_published("gcvit/xxtiny", tmp_path / "timm.pth").state_dict()
+    assert [n for n, value in ours.items() if not torch.equal(value, theirs[n])] == []
 
 
 def test_other_windows_resize_the_tables(published: tuple[Path, Fixture]) -> None:

@@ -86,12 +86,17 @@ RESNETS: dict[str, Callable[[int], nn.Module]] = {  # in_channels -> a small net
     "next50_32x4": lambda c: with_channels(ResNet(Bottleneck, [1, 1, 1, 1], 7, groups=32, width_per_group=4), c),
     "wide50": lambda c: with_channels(ResNet(Bottleneck, [1, 1, 1, 2], 7, width_per_group=128), c),
 }
-SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 40), "num_classes": 7}
+SHAPE = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 40)}
+SMALL = SHAPE | {"num_classes": 7}
 CONVNEXTS: dict[str, Callable[[int], nn.Module]] = {
     "tiny": lambda c: TimmConvNeXt(in_chans=c, **SMALL),
     "v2_atto": lambda c: TimmConvNeXt(in_chans=c, use_grn=True, ls_init_value=None, conv_mlp=True, **SMALL),
     "v2_tiny": lambda c: TimmConvNeXt(in_chans=c, use_grn=True, ls_init_value=None, **SMALL),
 }
+
+
+def depths(net: nn.Module) -> tuple[int, ...]:
+    return tuple(len(getattr(net, f"layer{i}")) for i in (1, 2, 3, 4))
 
 
 def with_channels(net: ResNet, channels: int) -> ResNet:
@@ -101,10 +106,10 @@ def with_channels(net: ResNet, channels: int) -> ResNet:
 
 @pytest.mark.parametrize(("variant", "channels"), [("18", 3), ("50", 5), ("next50_32x4", 3), ("wide50", 3)])
 def test_resnet_is_torchvisions(tmp_path: Path, variant: str, channels: int) -> None:
-    """Depths, blocks, groups, widths and channels are read from the file alone; features and logits are equal."""
+    """Blocks, groups, widths and channels are read from the file; features and logits are equal."""
     net = stirred(RESNETS[variant](channels))
     torch.save({"state_dict": {f"module.{n}": v for n, v in net.state_dict().items()}}, tmp_path / "r.pth")
-    model = load_published(f"resnet/{variant}", tmp_path / "r.pth")
+    model = load_published(f"resnet/{variant}", tmp_path / "r.pth", depths=depths(net))
     image = torch.randn(1, channels, 75, 101)
     with torch.no_grad():
         levels = model.backbone(image)
@@ -118,7 +123,7 @@ def test_resnet_is_torchvisions(tmp_path: Path, variant: str, channels: int) -> 
 def test_resnet_children_by_place(tmp_path: Path) -> None:
     net = stirred(RESNETS["50"](3))
     torch.save(nn.Sequential(*list(net.children())[:-2]).state_dict(), tmp_path / "r.pth")
-    model = load_published("resnet/50", tmp_path / "r.pth")
+    model = load_published("resnet/50", tmp_path / "r.pth", depths=depths(net))
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(image)[-1], resnet_features(net, image)[-1])
@@ -128,7 +133,7 @@ def test_resnet_children_by_place(tmp_path: Path) -> None:
 def test_convnext_is_timms(tmp_path: Path, variant: str, channels: int) -> None:
     net = stirred(CONVNEXTS[variant](channels))
     torch.save(net.state_dict(), tmp_path / "c.pth")
-    model = load_published(f"convnext/{variant}", tmp_path / "c.pth")
+    model = load_published(f"convnext/{variant}", tmp_path / "c.pth", **SHAPE)
     image = torch.randn(2, channels, 75, 101)
     with torch.no_grad():
         levels = model.backbone(image)
@@ -167,7 +172,7 @@ def test_convnext_under_other_names(tmp_path: Path, variant: str, names: list[tu
     torch.save({"model": state}, tmp_path / "c.pth")
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        ours = load_published(f"convnext/{variant}", tmp_path / "c.pth")(image)
+        ours = load_published(f"convnext/{variant}", tmp_path / "c.pth", **SHAPE)(image)
         torch.testing.assert_close(ours, net(image), atol=1e-4, rtol=1e-4)
 
 
@@ -179,7 +184,7 @@ def test_convnext_from_torchvision(tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "c.pth")
     image = torch.randn(1, 3, 70, 64)
     with torch.no_grad():
-        ours = load_published("convnext/tiny", tmp_path / "c.pth")(image)
+        ours = load_published("convnext/tiny", tmp_path / "c.pth", **SHAPE)(image)
         torch.testing.assert_close(ours, net(image), atol=1e-4, rtol=1e-4)
 
 
@@ -188,7 +193,7 @@ def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
     state["layer5.0.conv1.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "r.pth")
     with pytest.raises(WeightsError, match=r"layer5.0.conv1.weight: in the file, not in the network"):
-        load_published("resnet/18", tmp_path / "r.pth")
+        load_published("resnet/18", tmp_path / "r.pth", depths=(1, 2, 1, 1))
 
 
 @pytest.mark.parametrize(("name", "settings"), [

@@ -174,9 +174,7 @@ def test_other_window_resizes_the_tables(published: tuple[Path, Fixture]) -> Non
     want = nn.functional.interpolate(table.T.reshape(1, 3, 13, 13), (23, 23), mode="bicubic").reshape(3, 529).T
     torch.testing.assert_close(model.backbone.stages[0].blocks[0].token_mixer.bias_table, want)
     with pytest.raises(WeightsError, match=r"swin_tiny.*bias_table: \(169, 3\) in the file, \(529, 3\) in the network"):
-        load_published(
-            "swin/base_384", path, dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), resize=False
-        )
+        load_published("swin/base_384", path, dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), resize=False)
 
 
 def test_other_class_count(published: tuple[Path, Fixture]) -> None:

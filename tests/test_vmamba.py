@@ -31,7 +31,9 @@ def test_encoder_has_the_published_size() -> None:
 def test_the_imagenet_release(tmp_path: Path) -> None:
     """Under "model", merging inside the layer before it, final norm and head beside the encoder."""
     fixture = Fixture.read(HERE / "swin-umamba--d.json")
-    state = {n.removeprefix("vssm_encoder."): v for n, v in fixture.state_dict().items() if n.startswith("vssm_encoder.")}
+    state = {
+        n.removeprefix("vssm_encoder."): v for n, v in fixture.state_dict().items() if n.startswith("vssm_encoder.")
+    }
     release = {n.replace("downsamples.", "layers.").replace(".reduction", ".downsample.reduction")
                if n.startswith("downsamples") else n: v for n, v in state.items()}  # fmt: skip
     release = {n.replace(".norm.", ".downsample.norm.") if n.count(".") == 3 and n.startswith("layers") else n: v

@@ -8,7 +8,6 @@ published sizes it is the published function.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.backbones._gcvit_published import PUBLISHED as PUBLISHED
+from core.backbones._gcvit_published import shapes
 from core.errors import SettingError, expect_shape
 from core.facts import Facts
 from core.heads.classify import ClassifierHead
 from core.layers.convs import SqueezeExcitation, convolve
 from core.layers.mlp import MLP
 from core.layers.patches import to_channels_first
-from core.layers.positions import resize_bias_table
 from core.layers.residual import Block, spread
 from core.mixers.global_query import GlobalQueryAttention
 from core.mixers.window import WindowAttention
-from core.weights import KeyMap
 
 FACTS = Facts(
     title="GC ViT",
@@ -251,7 +250,7 @@ def from_published(
 
     Without arguments (a weights file) `base` stands but for the form: dense, its norms and, in that form, its windows.
     """
-    seen = _shapes(names)
+    seen = shapes(names)
     config = base
     if build:
         given = {ours: build[theirs] for theirs, ours in _ARGUMENTS.items() if theirs in build}
@@ -266,62 +265,3 @@ def from_published(
     if norms and not build:
         config = replace(config, window=seen["window"])  # the dense code's own default differs from the variants'
     return replace(config, dense=bool(norms) or config.dense, norms=norms if 0 < len(norms) < levels else config.norms)
-
-
-def _shapes(names: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Settings that the published parameter names and shapes show."""
-    if "patch_embed.proj.weight" not in names:
-        return {}
-    depths: list[int] = []
-    while any(n.startswith(f"levels.{len(depths)}.") for n in names):
-        level = f"levels.{len(depths)}.blocks."
-        depths.append(1 + max(int(n.removeprefix(level).split(".")[0]) for n in names if n.startswith(level)))
-    tables = [names[f"levels.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))]
-    dim, channels = names["patch_embed.proj.weight"][:2]
-    return {
-        "in_channels": channels,
-        "dim": dim,
-        "depths": tuple(depths),
-        "heads": tuple(table[1] for table in tables),
-        "window": tuple((math.isqrt(table[0]) + 1) // 2 for table in tables),
-        "mlp_ratio": names["levels.0.blocks.0.mlp.fc1.weight"][0] / dim,
-        "layer_scale": 1e-5 if "levels.0.blocks.0.gamma1" in names else None,
-        "qkv_bias": "levels.0.blocks.0.attn.qkv.bias" in names,
-    }
-
-
-def _matrix(value: Tensor) -> Tensor:
-    return value.flatten(1)
-
-
-def _table(value: Tensor, ours: Tensor, model: nn.Module) -> Tensor:
-    return resize_bias_table(value, ours.shape[0]) if value.shape[1] == ours.shape[1] else value
-
-
-PUBLISHED = (
-    KeyMap(
-        rename=[
-            (r"^patch_embed\.proj\.", "backbone.stages.0.merge.conv."),
-            (r"^patch_embed\.conv_down\.", "backbone.stages.0.merge.reduce."),
-            *((rf"^levels\.{i}\.downsample\.", f"backbone.stages.{i + 1}.merge.") for i in range(8)),
-            (r"^levels\.(\d+)\.q_global_gen\.to_q_global\.(\d+)\.conv\.", r"backbone.stages.\1.query.units.\2."),
-            (r"(merge|reduce)\.conv\.(?=\d)", r"\1.unit."),
-            (r"(unit|units\.\d+)\.0\.", r"\1.depthwise."),
-            (r"(unit|units\.\d+)\.2\.fc\.0\.", r"\1.se.fc1."),
-            (r"(unit|units\.\d+)\.2\.fc\.2\.", r"\1.se.fc2."),
-            (r"(unit|units\.\d+)\.3\.", r"\1.pointwise."),
-            (r"^levels\.(\d+)\.blocks\.", r"backbone.stages.\1.blocks."),
-            (r"\.(\d*[13579])\.attn\.qkv\.", r".\1.token_mixer.kv."),
-            (r"\.attn\.relative_position_bias_table$", ".token_mixer.bias_table"),
-            (r"\.attn\.", ".token_mixer."),
-            (r"\.mlp\.", ".channel_mixer."),
-            (r"\.gamma([12])$", r".scale\1.scale"),
-            (r"^norm(\d)\.", r"backbone.norms.\1."),
-            (r"^norm\.", "head.norm."),
-            (r"^head\.(weight|bias)$", r"head.fc.\1"),
-        ],
-        drop=[r"relative_position_index$"],
-        transform={r"\.conv\.3\.weight$": _matrix},
-        resize={r"bias_table$": _table},
-    ),
-)

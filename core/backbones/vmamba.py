@@ -134,7 +134,10 @@ PUBLISHED = (
             (r"^patch_embed\.proj\.", "backbone.stages.0.merge.conv."),
             (r"^patch_embed\.norm\.", "backbone.stages.0.merge.norm."),
             # VMamba keeps the merging in the layer before it, Swin-UMamba in a list of its own.
-            *((rf"^(?:layers\.{i}\.downsample|downsamples\.{i})\.", f"backbone.stages.{i + 1}.merge.") for i in range(8)),
+            *(
+                (rf"^(?:layers\.{i}\.downsample|downsamples\.{i})\.", f"backbone.stages.{i + 1}.merge.")
+                for i in range(8)
+            ),
             (r"^layers\.(\d+)\.blocks\.(\d+)\.", r"backbone.stages.\1.blocks.\2."),
             (r"\.ln_1\.", ".norm."),
             (r"\.self_attention\.", ".token_mixer."),

@@ -87,6 +87,6 @@ def bias_index(cut: Cut, kernel: int, device: torch.device) -> Tensor:
     y, x = (axis.index(kernel) for axis in cut)  # (kinds, block, keys)
     y, x = y[:, None, :, None, :, None], x[None, :, None, :, None, :]
     side = 2 * kernel - 1
-    index = np.where((y >= 0) & (x >= 0), y * side + x, side * side).reshape(-1)  # in NumPy: a constant for the exporter
+    index = np.where((y >= 0) & (x >= 0), y * side + x, side * side).reshape(-1)  # NumPy: a constant to exporters
     with torch.inference_mode(False):  # a kept tensor must serve training, too
         return torch.from_numpy(index).to(device)

@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
         if relative:
             index = _index_with_prefix(relative, prefix)
             self.positions = index.shape[0]
-            self.bias_table = nn.Parameter(torch.empty(int(index.max()) + 1, heads))
+            self.bias_table = nn.Parameter(torch.empty(_rows(relative) + (3 if prefix else 0), heads))
             nn.init.trunc_normal_(self.bias_table, std=0.02)
             self.register_buffer("bias_index", index.reshape(-1), persistent=False)
         self.keep_tap = False
@@ -114,11 +114,15 @@ class SelfAttention(nn.Module):
         return out.reshape(*shape[:-1], out.shape[-1])
 
 
+def _rows(grid: tuple[int, int]) -> int:
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+
 def _index_with_prefix(grid: tuple[int, int], prefix: int) -> Tensor:
     """Rows of the bias table (prefix + N, prefix + N); the prefix's three rows are the table's last."""
     index = relative_index(grid)
     if prefix:
-        rows = int(index.max()) + 1
+        rows = _rows(grid)
         index = F.pad(index, (prefix, 0, prefix, 0))
         index[:prefix, prefix:], index[prefix:, :prefix], index[:prefix, :prefix] = rows, rows + 1, rows + 2
     return index

@@ -135,7 +135,7 @@ def measure(case: tuple[int, int, int, int, int], rounds: int, device: torch.dev
             "speed": [round(q, 2) for q in statistics.quantiles(ratios, n=4)],
         }  # fmt: skip
         print(
-            f"{B} x {side:>3} x {side:<3} heads {heads} kernel {kernel:>2} dilation {dilation}  {name:<8} {found[name]}",
+            f"{B} x {side} x {side}, {heads} heads, kernel {kernel}, dilation {dilation}: {name} {found[name]}",
             flush=True,
         )
     return found
@@ -152,7 +152,7 @@ def main() -> None:
     device = torch.device(given.device)
     cpu = platform.processor() or platform.machine()
     report = {
-        "what": "neighborhood attention against its gather form: peak memory of one call in sizes of q, k and v together, "
+        "what": "neighborhood attention against its gather form: peak memory of a call over that of q, k and v, "
         "medians in milliseconds, quartiles of the paired ratios as speed",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
         "torch": torch.__version__, "threads": given.threads, "dtype": "float32", "rounds": given.rounds,

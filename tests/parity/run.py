@@ -36,7 +36,7 @@ sys.path.insert(0, str(HERE))
 from parity import Fixture
 
 from core import registry
-from core.weights import choose, convert, head_classes  # noqa: E402
+from core.weights import choose, convert, head_classes
 
 RTOL = {torch.float64: 1e-4, torch.float32: 1e-3}
 

@@ -19,8 +19,10 @@ from core.weights import KeyMap, convert
 
 LATER = {r"logits.*": "the decoders come with the medical app"}
 LAYER = KeyMap(
-    rename=[("^conv2d", "conv"), ("_weight$", ""), ("^dt_projs_bias", "dt_bias"), ("projs$", "proj"), ("^A_logs", "A_log"),
-            ("^Ds$", "skip")]
+    rename=[
+        ("^conv2d", "conv"), ("_weight$", ""), ("^dt_projs_bias", "dt_bias"), ("projs$", "proj"), ("^A_logs", "A_log"),
+        ("^Ds$", "skip"),
+    ]
 )  # fmt: skip
 DIRECTIONS = ("scan_rows", "scan_columns", "scan_rows_reversed", "scan_columns_reversed")
 
