@@ -99,7 +99,8 @@ def page(found: list[Row], image: Tensor) -> str:
     body = [
         "<h1>Glocal</h1>",
         f'<p class="note">{len(registry.names())} networks in {len(found)} families. No app stands yet: this page '
-        "shows the backbones. Their weights are fresh, so it says how a network looks at a picture, not what it knows.</p>",
+        "shows the backbones. Their weights are fresh, so it says how a network looks at a picture, not what it "
+        "knows.</p>",
         f'<p><img src="{pictures.inline(shown)}" alt="the sample picture, an astronaut"></p>',
         "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse.</p>",
         "<table><tr><th>network</th><th>parameters</th><th>one picture, 224 px</th><th>reach by level</th></tr>",

@@ -10,6 +10,8 @@ Memory.  A tile's buffers hold STEP time steps of at most WIDTH channels x state
 backward pass only the state before every STEP-th position is kept; each block of STEP positions is then computed
 again, last block first.
 
+Every operation writes into a float32 or float64 buffer (`out=` or in place), which autocast leaves alone.
+
 A last block that is not full is padded with delta = 0, a step that leaves the state as it is.
 """
 

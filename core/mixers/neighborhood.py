@@ -107,7 +107,7 @@ def neighborhood_attention(
     if table is not None:
         expect_shape(table, "h rows columns", h=sizes["h"], rows=2 * kernel - 1, columns=2 * kernel - 1)
     scale = sizes["d"] ** -0.5 if scale is None else scale
-    if torch.compiler.is_exporting():  # other programs do not know our operator: write it out
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():  # other programs lack our operator
         return kernels.forward(qkv, table, kernel, dilation, scale)
     grad = torch.is_grad_enabled() and (qkv.requires_grad or (table is not None and table.requires_grad))
     if grad or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # such modes count operations, say

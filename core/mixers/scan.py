@@ -147,8 +147,7 @@ def _grouped(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
 @torch.library.custom_op("glocal::selective_scan", mutates_args=())
 def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
           z: Tensor | None, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    with torch.autocast(u.device.type, enabled=False):
-        return kernels.forward(u, delta, A, B, C, D, bias, z, softplus, keep)
+    return kernels.forward(u, delta, A, B, C, D, bias, z, softplus, keep)
 
 
 @_scan.register_fake
@@ -162,8 +161,7 @@ def _scan_backward(
     grad_y: Tensor, grad_last: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, bias: Tensor | None, z: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    with torch.autocast(u.device.type, enabled=False):
-        return kernels.backward(grad_y, grad_last, kept, u, delta, A, B, C, D, bias, z, softplus)
+    return kernels.backward(grad_y, grad_last, kept, u, delta, A, B, C, D, bias, z, softplus)
 
 
 @_scan_backward.register_fake
