@@ -57,8 +57,10 @@ PUBLISHED = (
             (r"^stem\.down\.", "backbone.stages.0.merge.reduce."),
             (r"^stages\.3\.norm\.", "head.norm."),
             (r"^stages\.(\d+)\.downsample\.", r"backbone.stages.\1.merge."),
-            *((rf"^stages\.(\d+)\.global_block\.blocks\.conv{i + 1}\.", rf"backbone.stages.\1.query.units.{i}.")
-              for i in range(3)),
+            *(
+                (rf"^stages\.(\d+)\.global_block\.blocks\.conv{i + 1}\.", rf"backbone.stages.\1.query.units.{i}.")
+                for i in range(3)
+            ),
             (r"^stages\.(\d+)\.blocks\.", r"backbone.stages.\1.blocks."),
             (r"\.conv_block\.", ".unit."),
             (r"\.conv_dw\.", ".depthwise."),

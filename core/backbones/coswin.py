@@ -84,7 +84,7 @@ class CoSwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = torch.addcmul(self.token_mixer(self.norm1(x)), self.conv(x), self.blend.sigmoid())
+        mixed = self.token_mixer(self.norm1(x)) + self.conv(x) * self.blend.sigmoid()
         x = x + self.drop_path(mixed)
         return x + self.drop_path(self.channel_mixer(self.norm2(x)))
 

@@ -169,9 +169,7 @@ _ARGUMENTS = {  # the authors' constructor arguments and our settings
 }  # fmt: skip
 
 
-def from_published(
-    build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base: FaViTConfig = B0
-) -> FaViTConfig:
+def from_published(build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base: FaViTConfig = B0) -> FaViTConfig:
     """A factory's name and the authors' constructor arguments as ours; the rest by parameter names and shapes."""
     given = {ours: build[theirs] for theirs, ours in _ARGUMENTS.items() if theirs in build}
     given = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}

@@ -81,12 +81,21 @@ def plan(height: int, width: int, kernel: int) -> Cut:
     return min(product(axes(height, kernel), axes(width, kernel)), key=cost)
 
 
-@lru_cache(maxsize=64)
 def bias_index(cut: Cut, kernel: int, device: torch.device) -> Tensor:
     """Entry of a flat (2k - 1)^2 table, or (2k - 1)^2 outside the window: (y kinds * x kinds * queries * keys)."""
+    if torch.compiler.is_compiling():  # an exporter's stand-in for a tensor must not be kept
+        return torch.from_numpy(_bias_index(cut, kernel)).to(device)
+    return _kept_bias_index(cut, kernel, device)
+
+
+def _bias_index(cut: Cut, kernel: int) -> npt.NDArray[np.int64]:  # in NumPy: a constant for exporters
     y, x = (axis.index(kernel) for axis in cut)  # (kinds, block, keys)
     y, x = y[:, None, :, None, :, None], x[None, :, None, :, None, :]
     side = 2 * kernel - 1
-    index = np.where((y >= 0) & (x >= 0), y * side + x, side * side).reshape(-1)  # NumPy: a constant to exporters
+    return np.where((y >= 0) & (x >= 0), y * side + x, side * side).reshape(-1)
+
+
+@lru_cache(maxsize=64)
+def _kept_bias_index(cut: Cut, kernel: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a kept tensor must serve training, too
-        return torch.from_numpy(index).to(device)
+        return torch.from_numpy(_bias_index(cut, kernel)).to(device)
