@@ -18,7 +18,17 @@ from torch import Tensor
 from core.errors import WeightsError
 
 # In this order: where a file holds both the trained and the averaged weights, the first is what the authors evaluate.
-WRAPPERS = ("model", "state_dict", "network_weights", "model_state", "model_state_dict", "SiT_model", "net", "weights")
+WRAPPERS = (
+    "model",
+    "state_dict",
+    "state_dict_ema",
+    "network_weights",
+    "model_state",
+    "model_state_dict",
+    "SiT_model",
+    "net",
+    "weights",
+)
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 

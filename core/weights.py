@@ -119,9 +119,7 @@ def convert(
     if problems:
         shown = sorted(problems)
         more = f"; and {len(shown) - 12} more" if len(shown) > 12 else ""
-        raise WeightsError(
-            f"{len(problems)} of {len(ours)} names do not fit {type(model).__name__}: {'; '.join(shown[:12])}{more}"
-        )
+        raise WeightsError(f"{len(problems)} names do not fit {type(model).__name__}: {'; '.join(shown[:12])}{more}")
     return out
 
 

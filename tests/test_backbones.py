@@ -20,7 +20,7 @@ def small(family: str, **more: Any) -> Any:
     fields = {f.name for f in dataclasses.fields(config)}
     shrunk: dict[str, Any] = dict(more)
     if "depths" in fields:
-        shrunk["depths"] = tuple(min(d, 2 if i == 0 else 1) for i, d in enumerate(config.depths))
+        shrunk["depths"] = tuple(min(d, 2) for d in config.depths)
     if "depth" in fields and isinstance(config.depth, int):
         shrunk["depth"] = 2
     return registry.create(f"{family}/{next(iter(registry.family(family).VARIANTS))}", **shrunk)

@@ -256,8 +256,7 @@ def test_timm_file(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     theirs = fill_(timm.models.davit.DaVit(depths=(1, 1), embed_dims=(32, 64), num_heads=(1, 2), num_classes=7))
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    model = load_published("davit/tiny", tmp_path / "timm.pth")
-    assert model.backbone.config.heads == (1, 2)
+    model = load_published("davit/tiny", tmp_path / "timm.pth", dims=(32, 64), depths=(1, 1), heads=(1, 2))
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(image), theirs(image), rtol=1e-3, atol=1e-3)

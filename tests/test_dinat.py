@@ -119,6 +119,10 @@ def test_operator_passes_torch_checks() -> None:
         qkv, table = qkv.clone().requires_grad_(), table.clone().requires_grad_()
     torch.library.opcheck(torch.ops.glocal.neighborhood_attention.default, (qkv, table, 3, 2, 0.5))
     torch.library.opcheck(torch.ops.glocal.neighborhood_attention.default, (qkv, None, 3, 1, 0.5))
+    backward = torch.ops.glocal.neighborhood_attention_backward.default
+    torch.library.opcheck(
+        backward, (torch.randn(2, 9, 8, 2, 4), qkv.detach().float(), table.detach().float(), 3, 2, 0.5)
+    )
 
 
 def test_a_window_reaches_its_cells_only() -> None:

@@ -64,9 +64,10 @@ class ConvBranch(nn.Module):
         self.conv2 = nn.Conv2d(hidden, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels first: for a channels-last map torch would turn the weights round at each call, and on the small
-        # maps of this network they are the larger.
-        x = x.permute(0, 3, 1, 2).contiguous()
+        x = x.permute(0, 3, 1, 2)
+        # For a channels-last map torch turns the weight round at each call: where the map is the smaller, turn that.
+        if x.numel() < self.conv1.weight.numel():
+            x = x.contiguous()
         return self.conv2(self.act(self.conv1(x))).permute(0, 2, 3, 1)
 
 

@@ -74,9 +74,11 @@ class Merge(nn.Module):
         self.norm = nn.LayerNorm(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels first: for a channels-last map torch would turn the weight round at each call, and it is the larger.
-        x = self.conv(x.permute(0, 3, 1, 2).contiguous())
-        return self.norm(x.permute(0, 2, 3, 1))
+        x = x.permute(0, 3, 1, 2)
+        # For a channels-last map torch turns the weight round at each call: where the map is the smaller, turn that.
+        if x.numel() < self.conv.weight.numel():
+            x = x.contiguous()
+        return self.norm(self.conv(x).permute(0, 2, 3, 1))
 
 
 class Stage(nn.Module):

@@ -224,4 +224,4 @@ def backward(
             grad_table.scatter_add_(1, bias_index(cut, kernel, qkv.device).expand_as(values), values)
     if grad_table is None or table is None:
         return grad_qkv, qkv.new_empty(0)
-    return grad_qkv, grad_table[:, :-1].reshape(table.shape).to(table.dtype)
+    return grad_qkv, grad_table[:, :-1].reshape(table.shape).to(table.dtype).contiguous()

@@ -101,13 +101,13 @@ class SelfAttention(nn.Module):
         bias = self.bias()
         if self.keep_tap:
             self.tap = Tap(q, k, v, bias, self.scale)
-        if plain_is_faster(q, k):
+        dropout = self.dropout if self.training else 0.0
+        if not dropout and plain_is_faster(q, k):
             logits = torch.matmul(q * self.scale, k.transpose(-2, -1))
             if bias is not None:
                 logits += bias
             out = torch.matmul(logits.softmax(-1), v)
         else:
-            dropout = self.dropout if self.training else 0.0
             mask = None if bias is None else bias[None]
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, dropout_p=dropout)
         out = self.proj_dropout(self.proj(merge_heads(out)))

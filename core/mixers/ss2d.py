@@ -97,7 +97,8 @@ class SS2D(nn.Module):
             y = rows + rows_back + columns + columns_back  # the published order of adding
         else:
             y = torch.stack(scans).sum(0)
-        y = self.out_norm(y.transpose(1, 2).unflatten(1, x.shape[1:3]))  # (B, H, W, Di)
+        y = y.transpose(1, 2).unflatten(1, x.shape[1:3]).to(self.out_norm.weight.dtype)  # (B, H, W, Di)
+        y = self.out_norm(y)
         return self.out_proj(y.to(gate.dtype) * F.silu(gate))
 
     def directions(self, inner: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -83,7 +83,8 @@ class WindowAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shift: int, grid: tuple[int, int]) -> Tensor:
         """(B * windows, heads, T, d) -> the same."""
         bias = self.bias().to(q.dtype)
-        if plain_is_faster(q, k):
+        dropout = self.dropout if self.training else 0.0
+        if not dropout and plain_is_faster(q, k):
             logits = torch.matmul(q * self.scale, k.transpose(-2, -1))
             logits += bias
             if shift and torch.compiler.is_compiling():  # the compiler of torch 2.11 fails on the sliced form
@@ -96,7 +97,6 @@ class WindowAttention(nn.Module):
         if shift:
             full = windows.full_shift_mask(grid, self.masks.to(q.dtype))
             bias = (bias + full).repeat(q.shape[0] // full.shape[0], 1, 1, 1)
-        dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale, dropout_p=dropout)
 
 
