@@ -271,10 +271,7 @@ def _shapes(names: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     }
 
 
-_BLOCKS = [
-    (r"\.attn\.", ".token_mixer."),
-    (r"\.mlp\.", ".channel_mixer."),
-]
+_BLOCKS = [(r"\.attn\.", ".token_mixer."), (r"\.mlp\.", ".channel_mixer.")]
 PUBLISHED = (
     KeyMap(  # timm
         rename=[
