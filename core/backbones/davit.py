@@ -21,6 +21,7 @@ from core.layers import windows
 from core.layers.attend import merge_heads
 from core.layers.convs import convolve
 from core.layers.gelu import GELU
+from core.layers.linear import Linear
 from core.layers.mlp import MLP
 from core.layers.patches import to_channels_first
 from core.layers.residual import DropPath, spread
@@ -73,8 +74,8 @@ class SpatialAttention(nn.Module):
     def __init__(self, dim: int, heads: int, *, window: int, qkv_bias: bool) -> None:
         super().__init__()
         self.heads, self.window = heads, window
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         M = self.window

@@ -20,6 +20,7 @@ from core.facts import Facts
 from core.heads.classify import ClassifierHead
 from core.layers.convs import convolve
 from core.layers.gelu import GELU
+from core.layers.linear import Linear
 from core.layers.patches import to_channels_first
 from core.layers.residual import Block, spread
 from core.mixers.factorized import FactorizedAttention
@@ -65,10 +66,10 @@ class ConvMLP(nn.Module):
     def __init__(self, dim: int, ratio: float) -> None:
         super().__init__()
         inner = int(dim * ratio)
-        self.fc1 = nn.Linear(dim, inner)
+        self.fc1 = Linear(dim, inner)
         self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         self.act = GELU()
-        self.fc2 = nn.Linear(inner, dim)
+        self.fc2 = Linear(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(convolve(self.depthwise, self.fc1(x))))

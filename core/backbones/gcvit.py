@@ -22,6 +22,7 @@ from core.errors import SettingError, expect_shape
 from core.facts import Facts
 from core.heads.classify import ClassifierHead
 from core.layers.convs import SqueezeExcitation, convolve
+from core.layers.linear import Linear
 from core.layers.mlp import MLP
 from core.layers.patches import to_channels_first
 from core.layers.residual import Block, spread
@@ -67,7 +68,7 @@ class FusedConv(nn.Module):
         self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
         self.act = nn.GELU()
         self.se = SqueezeExcitation(dim, dim // 4, activation="gelu", bias=False)
-        self.pointwise = nn.Linear(dim, dim, bias=False)
+        self.pointwise = Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pointwise(self.se(self.act(convolve(self.depthwise, x))))

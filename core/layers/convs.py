@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.linear import Linear
 from core.layers.mlp import ACTIVATIONS, Activation
 from core.layers.residual import DropPath
 
@@ -55,9 +56,9 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, activation: Activation = "relu", bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc1 = Linear(dim, hidden, bias=bias)
         self.act = ACTIVATIONS[activation]()
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
 
     def weights(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, 1, 1, C), between 0 and 1."""
@@ -92,16 +93,16 @@ class MBConv(nn.Module):
         inner = round(out * expand)
         self.stride = stride
         self.norm0 = nn.BatchNorm2d(dim, eps=eps, momentum=momentum)
-        self.widen = nn.Linear(dim, inner, bias=False)
+        self.widen = Linear(dim, inner, bias=False)
         self.norm1 = nn.BatchNorm2d(inner, eps=eps, momentum=momentum)
         padding = 1 if stride == 1 else 0
         self.depthwise = nn.Conv2d(inner, inner, 3, stride, padding, groups=inner, bias=False)
         self.norm2 = nn.BatchNorm2d(inner, eps=eps, momentum=momentum)
         self.act = TanhGELU()
         self.se = SqueezeExcitation(inner, round(out * squeeze), activation="silu")
-        self.narrow = nn.Linear(inner, out)
+        self.narrow = Linear(inner, out)
         self.drop_path = DropPath(drop_path)
-        self.shortcut = nn.Linear(dim, out) if dim != out else nn.Identity()
+        self.shortcut = Linear(dim, out) if dim != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.drop_path(self.narrow(self.se(self._inner(x) if self.training else self._inner_folded(x))))

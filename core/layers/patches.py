@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.linear import Linear
+
 
 class PatchEmbedding(nn.Module):
     """Convolution over patches: (B, C, H, W) -> channels-last (B, h, w, dim).
@@ -43,7 +45,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.floor = floor
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, out or 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, out or 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.layers.attend import merge_heads, plain_is_faster
+from core.layers.linear import Linear, linear
 from core.layers.positions import relative_index
 
 QKVBias = Literal["full", "qv", "none"]
@@ -65,10 +66,10 @@ class SelfAttention(nn.Module):
         self.heads, self.head_dim, self.dropout = heads, head_dim or dim // heads, dropout
         self.scale = self.head_dim**-0.5
         inner = self.heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias == "full")
+        self.qkv = Linear(dim, 3 * inner, bias=qkv_bias == "full")
         self.q_bias = nn.Parameter(torch.zeros(inner)) if qkv_bias == "qv" else None
         self.v_bias = nn.Parameter(torch.zeros(inner)) if qkv_bias == "qv" else None
-        self.proj = nn.Linear(inner, dim)
+        self.proj = Linear(inner, dim)
         self.proj_dropout = nn.Dropout(proj_dropout)
         self.bias_table = None
         if relative:
@@ -89,7 +90,7 @@ class SelfAttention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, C) -> q, k, v, each (B, heads, N, d)."""
         if self.q_bias is not None and self.v_bias is not None:
-            qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
+            qkv = linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
         else:
             qkv = self.qkv(x)
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)

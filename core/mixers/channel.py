@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.linear import Linear
+
 
 class ChannelAttention(nn.Module):
     """Each output channel is a mix of its group's query channels (arXiv 2204.03645, 3.2, as the published code has it).
@@ -28,8 +30,8 @@ class ChannelAttention(nn.Module):
     def __init__(self, dim: int, groups: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.groups, self.scale = groups, (dim // groups) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core.errors import SettingError
 from core.layers import windows
 from core.layers.attend import attend
+from core.layers.linear import Linear
 
 
 def lepe(v: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,9 +50,9 @@ class CrossWindowAttention(nn.Module):
             raise SettingError(f"{heads} heads do not go into {dim} channels and {self.branches} directions of stripes")
         self.head_dim, self.stripe, self.dropout = dim // heads, stripe, dropout
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.lepe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)  # vertical stripes' half first
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_dropout = nn.Dropout(proj_dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from core.errors import SettingError
 from core.layers import windows
 from core.layers.attend import attend, merge_heads
 from core.layers.convs import convolve
+from core.layers.linear import Linear
 
 
 class CoarseKeys(nn.Module):
@@ -21,7 +22,7 @@ class CoarseKeys(nn.Module):
         super().__init__()
         self.reduce = nn.Conv2d(dim, dim, ratio, stride=ratio)
         self.norm = nn.LayerNorm(dim)
-        self.kv = nn.Linear(dim, 2 * dim, bias=bias)
+        self.kv = Linear(dim, 2 * dim, bias=bias)
         self.near = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +45,8 @@ class TappedKeys(nn.Module):
         super().__init__()
         self.heads, self.window, self.dilation = heads, window, dilation
         width = dim // heads
-        self.blend = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width, bias=bias)
+        self.blend = Linear(width, width)
+        self.kv = Linear(width, 2 * width, bias=bias)
         self.near = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class FactorizedAttention(nn.Module):
                 f"{dim} channels do not divide into groups of {'2 : 7 : 7' if ratio > 1 else '1 : 7'} and {heads} heads"
             )
         self.heads, self.groups, self.widths = heads, (coarse, *tapped), [n // heads for n in tapped]
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.q = Linear(dim, dim, bias=qkv_bias)
         self.coarse = CoarseKeys(coarse, ratio, bias=qkv_bias)
         self.depthwise = nn.Conv2d(dim - coarse, dim - coarse, 3, padding=1, groups=dim - coarse)
         self.pointwise = nn.Conv2d(dim - coarse, dim - coarse, 1)
@@ -99,7 +100,7 @@ class FactorizedAttention(nn.Module):
             TappedKeys(n, heads, window=window, dilation=d, bias=qkv_bias)
             for n, d in zip(tapped, (1, ratio), strict=False)
         )
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape

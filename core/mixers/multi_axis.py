@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.errors import ShapeError
 from core.layers.attend import attend
+from core.layers.linear import Linear
 from core.layers.positions import relative_index
 
 Axis = Literal["block", "grid"]
@@ -39,8 +40,8 @@ class MultiAxisAttention(nn.Module):
         super().__init__()
         self.heads, self.axis = heads, axis
         self.window = (window, window) if isinstance(window, int) else window
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         P, Q = self.window
         self.bias_table = nn.Parameter(torch.empty(heads, 2 * P - 1, 2 * Q - 1))
         nn.init.normal_(self.bias_table, std=0.02)

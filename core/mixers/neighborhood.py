@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
 from core.errors import SettingError, ShapeError, expect_shape
+from core.layers.linear import Linear
 from core.mixers import _neighborhood_kernels as kernels
 
 
@@ -144,8 +145,8 @@ class NeighborhoodAttention(nn.Module):
                 f"{kernel} and {dilation}"
             )
         self.heads, self.kernel, self.dilation, self.scale = heads, kernel, dilation, scale
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_dropout = nn.Dropout(proj_dropout)
         self.bias_table = None
         if relative_bias:

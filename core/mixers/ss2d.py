@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.linear import Linear
 from core.mixers.scan import grouped_scan
 
 Orders = Callable[[int, int], Tensor]
@@ -64,7 +65,7 @@ class SS2D(nn.Module):
         count = len(orders(1, 1))
         self.state, self.rank, self.orders = state, rank, orders
         self._tables: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
         self.conv = nn.Conv2d(inner, inner, kernel, padding=kernel // 2, groups=inner)
         self.x_proj = nn.Parameter(torch.empty(count, rank + 2 * state, inner))
         self.dt_proj = nn.Parameter(torch.empty(count, inner, rank))
@@ -72,7 +73,7 @@ class SS2D(nn.Module):
         self.A_log = nn.Parameter(torch.empty(count * inner, state))
         self.skip = nn.Parameter(torch.empty(count * inner))
         self.out_norm = nn.LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
         self.reset_parameters()
 
     @torch.no_grad()

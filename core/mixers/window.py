@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from core.layers import windows
 from core.layers.attend import plain_is_faster
+from core.layers.linear import Linear
 from core.layers.positions import relative_index
 
 
@@ -42,8 +43,8 @@ class WindowAttention(nn.Module):
         self.window = (window, window) if isinstance(window, int) else window
         self.scale = (dim // heads) ** -0.5 if scale is None else scale
         self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_dropout = nn.Dropout(proj_dropout)
         h, w = self.window
         self.bias_table = nn.Parameter(torch.empty((2 * h - 1) * (2 * w - 1), heads))
