@@ -85,7 +85,8 @@ class SelfAttention(nn.Module):
         """Relative position bias (heads, N, N), None without a table."""
         if self.bias_table is None:
             return None
-        return self.bias_table.index_select(0, self.bias_index).T.reshape(self.heads, self.positions, self.positions)
+        rows = self.bias_table.index_select(0, self.bias_index)
+        return rows.T.contiguous().view(self.heads, self.positions, self.positions)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, C) -> q, k, v, each (B, heads, N, d)."""

@@ -56,7 +56,7 @@ class WindowAttention(nn.Module):
     def bias(self) -> Tensor:
         """Relative position bias (heads, T, T), T = cells of a window."""
         T = self.window[0] * self.window[1]
-        return self.bias_table.index_select(0, self.bias_index).T.reshape(self.heads, T, T)
+        return self.bias_table.index_select(0, self.bias_index).T.contiguous().view(self.heads, T, T)
 
     def shift_for(self, height: int, width: int) -> int:
         """The roll for a map of this size."""
