@@ -26,6 +26,7 @@ def fuses(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16)
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.onnx.is_in_onnx_export()
         and not torch.is_autocast_enabled("cpu")
         and type(x) is Tensor
         and torch.backends.mkldnn.is_available()
