@@ -44,7 +44,7 @@ class Row:
 
 
 def reach(model: torch.nn.Module, image: Tensor) -> list[NDArray[np.floating]]:
-    """How much each pixel moves the middle cell of each level: one (H, W) map per level, square-rooted to show tails.
+    """How much each pixel moves the middle cell of each level: one (H, W) map of gradient magnitudes per level.
 
     Args:
         model: a backbone, in evaluation mode.
@@ -59,8 +59,14 @@ def reach(model: torch.nn.Module, image: Tensor) -> list[NDArray[np.floating]]:
         # The sum over channels cancels in normed outputs; random signs do not.
         signs = torch.randint(0, 2, cell.shape).to(cell.dtype) * 2 - 1
         (gradient,) = torch.autograd.grad((cell * signs).sum(), image, retain_graph=level is not levels[-1])
-        found.append(gradient[0].norm(dim=0).sqrt().numpy())
+        found.append(gradient[0].norm(dim=0).numpy())
     return found
+
+
+def decades(values: NDArray[np.floating], down: float = 5.0) -> NDArray[np.floating]:
+    """Magnitudes on a logarithmic scale, 0 at the largest, cut off `down` decades below it."""
+    top = values.max() or 1.0
+    return np.log10(np.maximum(values / top, 10.0**-down))
 
 
 def sample(size: int = 224) -> Tensor:
@@ -85,7 +91,7 @@ def rows(image: Tensor) -> list[Row]:
             start = time.perf_counter()
             model(image)
             seconds = time.perf_counter() - start
-        maps = [pictures.heat(m) for m in reach(model, image)]
+        maps = [pictures.heat(decades(m)) for m in reach(model, image)]
         count = sum(p.numel() for p in model.parameters())
         print(f"  {name:<28} {count / 1e6:6.1f} M  {seconds * 1e3:6.0f} ms", flush=True)
         found.append(Row(name, module.FACTS.title, count, seconds, maps))
@@ -102,7 +108,8 @@ def page(found: list[Row], image: Tensor) -> str:
         "shows the backbones. Their weights are fresh, so it says how a network looks at a picture, not what it "
         "knows.</p>",
         f'<p><img src="{pictures.inline(shown)}" alt="the sample picture, an astronaut"></p>',
-        "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse.</p>",
+        "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse; each "
+        "colour step is a power of ten, black is a hundred-thousandth of the strongest or nothing.</p>",
         "<table><tr><th>network</th><th>parameters</th><th>one picture, 224 px</th><th>reach by level</th></tr>",
     ]
     for row in found:

@@ -30,6 +30,10 @@ def test_reach_of_windows_is_local_and_of_vit_global() -> None:
     assert (vit > 0).all()
 
 
+def test_decades() -> None:
+    assert page.decades(np.array([10.0, 1.0, 1e-9, 0.0])).tolist() == [0.0, -1.0, -5.0, -5.0]
+
+
 def test_page_holds_its_pictures() -> None:
     image = page.sample(32)
     assert image.shape == (1, 3, 32, 32)
