@@ -22,7 +22,7 @@ from core.heads.classify import ClassifierHead
 from core.layers.mlp import MLP
 from core.layers.patches import PatchEmbedding, PatchMerging, to_channels_first
 from core.layers.positions import resize_bias_table, resize_grid
-from core.layers.residual import DropPath, spread
+from core.layers.residual import DropPath, Stage, spread
 from core.mixers.window import WindowAttention
 from core.weights import KeyMap
 
@@ -110,18 +110,6 @@ class Stem(nn.Module):
             same = self.positions.shape[1:3] == size
             x = x + (self.positions if same else resize_grid(self.positions, size, "exact"))
         return self.dropout(x)
-
-
-class Stage(nn.Module):
-    """One resolution: embedding (first stage) or merging, then blocks; (B, H, W, C) out."""
-
-    def __init__(self, merge: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.merge, self.blocks = merge, nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.merge(x))
-        return x
 
 
 def map_side(c: CoSwinConfig) -> int:

@@ -22,7 +22,7 @@ from core.facts import Facts
 from core.heads.classify import ClassifierHead
 from core.layers.mlp import MLP
 from core.layers.patches import PatchEmbedding, PatchMerging, to_channels_first
-from core.layers.residual import Block, spread
+from core.layers.residual import Block, Stage, spread
 from core.mixers.neighborhood import NeighborhoodAttention
 from core.weights import KeyMap
 
@@ -89,18 +89,6 @@ class ConvolutionMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.reduction(to_channels_first(x)).permute(0, 2, 3, 1))
-
-
-class Stage(nn.Module):
-    """One resolution: merging (in the first stage the stem), then blocks; (B, H, W, C) in and out."""
-
-    def __init__(self, merge: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.merge, self.blocks = merge, nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.merge(x))
-        return x
 
 
 class Dinat(nn.Module):

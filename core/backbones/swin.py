@@ -22,7 +22,7 @@ from core.heads.classify import ClassifierHead
 from core.layers.mlp import MLP
 from core.layers.patches import PatchEmbedding, PatchMerging, to_channels_first
 from core.layers.positions import resize_bias_table, resize_grid
-from core.layers.residual import Block, spread
+from core.layers.residual import Block, Stage, spread
 from core.mixers.window import WindowAttention, WindowMLP
 from core.weights import KeyMap
 
@@ -60,18 +60,6 @@ class SwinConfig:
     drop_path: float = 0.0  # of the last block; linear from 0
     dropout: float = 0.0
     attention_dropout: float = 0.0
-
-
-class Stage(nn.Module):
-    """One resolution: merging (after the first stage), then blocks; (B, H, W, C) in and out."""
-
-    def __init__(self, merge: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.merge, self.blocks = merge, nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.merge(x))
-        return x
 
 
 class Stem(nn.Module):

@@ -17,7 +17,7 @@ from core.errors import ShapeError, expect_shape
 from core.facts import Facts
 from core.heads.classify import ClassifierHead
 from core.layers.patches import PatchEmbedding, PatchMerging, to_channels_first
-from core.layers.residual import DropPath, spread
+from core.layers.residual import DropPath, Stage, spread
 from core.mixers.ss2d import SS2D
 from core.weights import KeyMap
 
@@ -46,18 +46,6 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.token_mixer(self.norm(x)))
-
-
-class Stage(nn.Module):
-    """Patch embedding (from the image) or merging, then blocks; (B, H, W, C) out."""
-
-    def __init__(self, merge: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.merge, self.blocks = merge, nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.blocks(self.merge(x))
-        return y
 
 
 class VMamba(nn.Module):

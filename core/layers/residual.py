@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +70,20 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, ..., C) -> (B, ..., C)
         x = x + self.drop_path(self.scale1(self.token_mixer(self.norm1(x))))
         return x + self.drop_path(self.scale2(self.channel_mixer(self.norm2(x))))
+
+
+class Stage(nn.Module):
+    """One resolution of a channels-last network: what brings the map there, then blocks; gives (B, H, W, C).
+
+    Args:
+        merge: merging of the map before, in the first stage the embedding of the image.
+        blocks: of this resolution.
+    """
+
+    def __init__(self, merge: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.merge, self.blocks = merge, nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.blocks(self.merge(x))
+        return y
