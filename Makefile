@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint check slow clean
 
 demo: $(VENV)/demo.done
-	$(BIN)/python -m core.page --out demo
+	$(BIN)/glocal demo --out demo
 
 test: $(VENV)/test.done
 	$(MAKE) --no-print-directory lint check
@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 	$(BIN)/pip install -q --upgrade pip
 
 $(VENV)/demo.done: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[dense,export]'
+	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[medical]'
 	touch $@
 
 $(VENV)/test.done: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python

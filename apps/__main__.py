@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -91,7 +92,9 @@ def _dashed(name: str) -> str:
 
 
 def build(folder: Path = HERE, package: str = "apps") -> App:
-    """The root command with every domain of a folder, none of them imported."""
+    """The root command with every domain of a folder, none of them imported; `glocal models` knows their networks."""
+    facts = folder / "models.json"
+    table.SOURCES[:] = [facts] if facts.exists() else []
     app = App(
         name="glocal",
         help="Local-global vision models for every field.",
@@ -104,6 +107,16 @@ def build(folder: Path = HERE, package: str = "apps") -> App:
     found = domains(folder, package)
     for domain in found:
         app.command(f"{domain.module}:app", name=domain.name, help=domain.summary)
+
+    @app.command(name="demo")
+    def demo(*, out: Path = Path("demo"), full: bool = False) -> int:
+        """Run every app once on its sample set and write a page of pictures, curves and numbers.
+
+        Args:
+            out: folder of index.html.
+            full: train each for some minutes instead of one.
+        """
+        return demonstrate(out, full=full)
 
     @app.default
     def overview() -> None:
@@ -119,10 +132,43 @@ def build(folder: Path = HERE, package: str = "apps") -> App:
         known = cards.names()
         counted = f"{len(rows)} (families: {len(families)})"
         print(f"models    {counted.ljust(20)}  glocal models list")
+        networks = [r.name for r in table.known() if r.module]
+        if networks:
+            print(f"networks  {str(len(networks)).ljust(20)}  of the domains, in the same list")
         print(f"datasets  {str(len(known)).ljust(20)}  {'glocal datasets list' if known else 'no cards found'}")
         print("\nglocal --help, glocal models --help and so on say what each command takes.")
 
     return app
+
+
+def demos(folder: Path = HERE) -> list[tuple[str, ...]]:
+    """The commands, without `demo`, of every app that has a demonstration (a file demo.py): ("medical", "segment")."""
+    found = []
+    for path in sorted(folder.glob("*/**/demo.py")):
+        domain, *inner = path.parent.relative_to(folder).parts
+        init = ast.parse((path.parent / "__init__.py").read_text(encoding="utf-8"))
+        task = next((_text(n) for n in init.body if isinstance(n, ast.Assign) and _target(n) == "TASK"), "")
+        found.append((_dashed(domain), *((task.split() or [_dashed(p) for p in inner]) if inner else ())))
+    return found
+
+
+def _target(node: ast.Assign) -> str:
+    return node.targets[0].id if isinstance(node.targets[0], ast.Name) else ""
+
+
+def _text(node: ast.Assign) -> str:
+    return node.value.value if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else ""
+
+
+def demonstrate(out: Path, *, full: bool) -> int:
+    """Run every app's demonstration and the networks' part, each in a process of its own; the exit code."""
+    code = 0
+    for command in demos():
+        print(f"glocal {' '.join(command)} demo", flush=True)
+        tokens = [*command, "demo", "--out", str(out), *(["--full"] if full else [])]
+        code |= subprocess.run([sys.executable, "-m", "apps", *tokens], check=False).returncode != 0
+    code |= subprocess.run([sys.executable, "-m", "core.reach", "--out", str(out)], check=False).returncode != 0
+    return code
 
 
 def run(app: App, tokens: Sequence[str]) -> int:
@@ -191,6 +237,11 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, *_: An
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: `glocal ...` or `python -m apps ...`."""
     return run(build(), list(sys.argv[1:] if arguments is None else arguments))
+
+
+def domain() -> int:
+    """`glocal-medical ...`: the domain's commands under its own name."""
+    return main([Path(sys.argv[0]).stem.removeprefix("glocal-"), *sys.argv[1:]])
 
 
 if __name__ == "__main__":

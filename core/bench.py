@@ -114,8 +114,8 @@ def pair(name: str, against: str | None, settings: Settings) -> Pair:
         theirs = _timm(str(against), channels, settings.size)
     elif against is not None:
         _, other = registry.lookup(against)
-        theirs = registry.create(against, classes=CLASSES, **_built_for(other, settings.size)).eval()
-    ours = registry.create(name, classes=CLASSES, **_built_for(config, settings.size)).eval()
+        theirs = registry.create(against, classes=_classes(against), **_built_for(other, settings.size)).eval()
+    ours = registry.create(name, classes=_classes(name), **_built_for(config, settings.size)).eval()
     image = torch.randn(1, channels, *settings.size, generator=torch.Generator().manual_seed(0))
     if theirs is None or against is None:
         return Pair((_contender(name, ours, image.shape, settings),), "one network", None)
@@ -127,6 +127,11 @@ def pair(name: str, against: str | None, settings: Settings) -> Pair:
         difference = float((a - b).abs().max() / a.std())
     made = tuple(_contender(n, m, image.shape, settings) for n, m in ((name, ours), (against, theirs)))
     return Pair(made, note, difference)
+
+
+def _classes(name: str) -> int | None:
+    """Of the classifier around a backbone; a network of an app has its own."""
+    return None if registry.is_network(name) else CLASSES
 
 
 def _built_for(config: Any, size: tuple[int, int]) -> dict[str, Any]:
@@ -197,7 +202,7 @@ def measure(both: Pair, batch: int, settings: Settings, *, warm_up: int = 3) -> 
     """
     dtype = getattr(torch, settings.dtype)
     first = both.contenders[0]
-    channels = getattr(getattr(first.model.backbone, "config", None), "in_channels", 3)
+    channels = getattr(getattr(getattr(first.model, "backbone", first.model), "config", None), "in_channels", 3)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch, channels, *settings.size, generator=generator).to(settings.device, dtype)
     a, b = (torch.randn(SIDE, SIDE, generator=generator).to(settings.device, dtype) for _ in range(2))

@@ -26,7 +26,7 @@ def list_models(pattern: str = "", /) -> None:
     Args:
         pattern: part of a name, or a pattern such as 'swin/*'.
     """
-    rows = table.load()
+    rows = table.known()
     print(table.text(table.select(rows, pattern) if pattern else rows, WIDTH))
 
 
@@ -35,22 +35,27 @@ def info(name: str, /) -> None:
     """Show everything that is known of one network.
 
     Args:
-        name: family/variant, as in `glocal models list`.
+        name: family/variant or domain/network, as in `glocal models list`; a network's own name will do.
     """
-    row = table.find(name, table.load())
-    _fields(
-        {
-            "network": f"{row.name}, {row.title}",
-            "paper": row.paper,
-            "licence": f"{row.licence} (published weights)",
-            "code": "no code was published: our reading of the paper" if row.reading else "published",
-            "parameters": f"{row.parameters:,} with 1,000 classes",
-            "MACs": f"{row.macs:,} for an image of {row.size} x {row.size} pixels, {row.in_channels} channels",
-            "channels": " ".join(map(str, row.channels)),
-            "strides": " ".join(map(str, row.strides)),
-            "top-1": "-" if row.top1 is None else f"{row.top1:.1f} % (ImageNet-1k, published)",
-        }
-    )
+    row = table.find(name, table.known())
+    channels = "1 channel" if row.in_channels == 1 else f"{row.in_channels} channels"
+    fields = {
+        "network": f"{row.name}, {row.title}",
+        "paper": row.paper,
+        "licence": f"{row.licence} (published weights)",
+        "code": "no code was published: our reading of the paper" if row.reading else "published",
+        "parameters": f"{row.parameters:,} with {row.classes:,} classes",
+        "MACs": f"{row.macs:,} for an image of {row.size} x {row.size} pixels, {channels}",
+        "channels": " ".join(map(str, row.channels)),
+        "strides": " ".join(map(str, row.strides)),
+    }
+    if row.module:
+        fields["strides"] += " (of its answers)"
+        fields |= {k: f"{v:g} (published)" for k, v in row.scores.items()}
+        fields["module"] = row.module
+    else:
+        fields["top-1"] = "-" if row.top1 is None else f"{row.top1:.1f} % (ImageNet-1k, published)"
+    _fields(fields)
     print("\nsettings")
     shown = {k: _value(v) for k, (v, _) in row.settings.items()}
     names, values = max(map(len, shown)), min(max(map(len, shown.values())), 40)
@@ -61,6 +66,8 @@ def info(name: str, /) -> None:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_value, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_value(v)}" for k, v in value.items()) or "-"
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -70,11 +77,20 @@ def _fields(values: dict[str, str]) -> None:
         print(f"{key.ljust(width)}  {value}")
 
 
-def _sides(size: list[int] | None, name: str) -> tuple[int, int]:
+def _ready(name: str) -> table.Row:
+    """The row of a network, which can be built by its full name from now on."""
+    from core import registry
+
+    row = table.find(name, table.known())
+    if row.module:
+        registry.register(row.name, row.module)
+    return row
+
+
+def _sides(size: list[int] | None, row: table.Row) -> tuple[int, int]:
     """One side or two, in pixels; by default those of the published input."""
     if not size:
-        side = table.find(name, table.load()).size
-        return side, side
+        return row.size, row.size
     if len(size) > 2:
         raise SettingError(f"--size takes one side or rows and columns, got {len(size)} numbers")
     return size[0], size[-1]
@@ -99,8 +115,8 @@ def bench(
     """Time a network, alone or against another in alternating pairs with the same weights.
 
     Args:
-        name: family/variant.
-        against: another family/variant, or timm:NAME.
+        name: family/variant or domain/network.
+        against: another of these, or timm:NAME.
         batch: images at once; each number is measured.
         size: side of the image in pixels, or rows and columns; the published one by default.
         dtype: of weights and images.
@@ -114,10 +130,13 @@ def bench(
     from core import bench as benchmarks
     from core import bench_report
 
-    sides = _sides(size, name)
+    row = _ready(name)
+    sides = _sides(size, row)
+    if against is not None and not against.startswith("timm:"):
+        against = _ready(against).name
     settings = benchmarks.Settings(sides, dtype, threads, rounds, train, compile, device)
     bench_report.ready(out)
-    document = benchmarks.benchmark(name, against, batch, settings)
+    document = benchmarks.benchmark(row.name, against, batch, settings)
     print(bench_report.text(document))
     written = bench_report.save(document, out)
     print(f"written: {written}" if written else "not written: no checkout here, name a file with --out")
@@ -136,10 +155,11 @@ def export(
 ) -> None:
     """Write a network as an ONNX file of fixed size, with a JSON file beside it that says what goes in and comes out.
 
-    Without weights and classes it is the backbone with its pyramid; a file with a classifier gives the classifier.
+    Without weights and classes it is the backbone with its pyramid; a file with a classifier gives the classifier. A
+    network of an app comes with its own answer.
 
     Args:
-        name: family/variant.
+        name: family/variant or domain/network.
         file: where to write, ends in .onnx.
         weights: the authors' weights file, or one of ours; random weights without it.
         classes: number of classes of the classifier.
@@ -151,10 +171,11 @@ def export(
     for option, value in (("batch", batch), ("classes", classes), *(("size", s) for s in size or ())):
         if value is not None and value < 1:
             raise SettingError(f"--{option} is at least 1, got {value}")
-    sides = _sides(size, name)
+    row = _ready(name)
+    sides = _sides(size, row)
     exports.ready(file)
-    model = exports.network(name, weights_file=weights, classes=classes, size=sides)
-    done = exports.export(model, file, sides, name=name, batch=batch)
+    model = exports.network(row.name, weights_file=weights, classes=classes, size=sides)
+    done = exports.export(model, file, sides, name=row.name, batch=batch)
     what = "" if weights else " with random weights"
     print(f"written: {done.path}{what} and {done.side} ({done.exporter} exporter)")
     print(f"onnxruntime answers as torch does, within {done.difference:.1e} of the spread")

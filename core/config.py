@@ -64,6 +64,9 @@ def _fitted(value: Any, hint: Any, what: str) -> Any:
         if value in arguments:
             return value
         raise SettingError(f"{what} is one of {', '.join(map(repr, arguments))}, got {value!r}")
+    elif origin is Mapping and isinstance(value, Mapping):
+        key, kind = arguments
+        return {_fitted(k, key, what): _fitted(v, kind, f"{what} {k!r}") for k, v in value.items()}
     elif origin is tuple and isinstance(value, list | tuple):
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
         if len(kinds) == len(value):

@@ -28,6 +28,14 @@ class UnknownNameError(InputError, LookupError):
         super().__init__(f"no {kind} named {name!r}{hint} ({len(names)} known: {shown})")
 
 
+class FileError(InputError):
+    """A file that cannot be used: names it, says what is wrong and, where there is one, the way out."""
+
+    def __init__(self, path: object, wrong: str, right: str = "") -> None:
+        self.path = str(path)
+        super().__init__(f"{path}: {wrong}" + (f"; {right}" if right else ""))
+
+
 class ShapeError(InputError):
     """A tensor whose shape does not fit."""
 

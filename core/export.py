@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import core
 from core import registry, weights
 from core.checkpoints import read_checkpoint
-from core.data.contract import InputContract, published
+from core.data.contract import published
 from core.errors import InputError, MissingExtraError
 
 BOUND = 1e-3  # of the output's spread: what onnxruntime may differ from torch
@@ -65,6 +65,8 @@ def network(
         settings["image_size"] = size if size[0] != size[1] else size[0]
     if weights_file is None:
         return registry.create(name, classes=classes, **settings).eval()
+    if registry.is_network(name):
+        return weights.load_published(name, weights_file, classes=classes, **settings)
     state = read_checkpoint(weights_file)
     ours = [registry.create(name, **settings)]
     if "head.fc.weight" in state:
@@ -95,7 +97,15 @@ def ready(path: Path) -> None:
 
 
 def export(
-    model: nn.Module, path: str | Path, size: tuple[int, int], *, name: str, batch: int = 1, bound: float = BOUND
+    model: nn.Module,
+    path: str | Path,
+    size: tuple[int, int],
+    *,
+    name: str,
+    batch: int = 1,
+    bound: float = BOUND,
+    contract: Mapping[str, Any] | None = None,
+    meaning: str = "",
 ) -> Exported:
     """Write `model` as ONNX for images (batch, C, *size), float32, and `<path>.json` beside it.
 
@@ -106,6 +116,9 @@ def export(
         name: "family/variant", which decides the input contract.
         batch: images at once.
         bound: largest difference accepted, relative to the spread of the output.
+        contract: what the side file says of the input, with the channels' names as `channels`; by default what is
+            published for `name`.
+        meaning: what the side file says of the output.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
@@ -114,9 +127,10 @@ def export(
     """
     path = Path(path)
     ready(path)
-    backbone: Any = getattr(model, "backbone", model)
-    contract = published(name, getattr(backbone.config, "in_channels", 3), size)
-    image = torch.randn(batch, len(contract.channels), *size, generator=torch.Generator().manual_seed(0))
+    if contract is None:
+        backbone: Any = getattr(model, "backbone", model)
+        contract = published(name, getattr(backbone.config, "in_channels", 3), size).as_dict()
+    image = torch.randn(batch, len(contract["channels"]), *size, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(model).float().cpu().eval()  # the caller's stays as it is
     with torch.no_grad():
         answer = model(image)
@@ -134,7 +148,7 @@ def export(
                 f"{path}: not written, onnxruntime's answer differs from torch's by {difference:.2g} of its spread "
                 f"(at most {bound:.0e} is accepted)"
             )
-        about = _about(name, contract, image, outputs, answers, exporter, difference)
+        about = _about(name, contract, meaning, image, outputs, answers, exporter, difference)
         (aside / side.name).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for file in sorted(aside.iterdir(), key=lambda f: f.name == path.name):  # the network itself comes last
             file.replace(path.with_name(file.name))
@@ -181,19 +195,19 @@ def _difference(path: Path, image: Tensor, answers: list[Tensor]) -> float:
 
 
 def _about(
-    name: str, contract: InputContract, image: Tensor, outputs: list[str], answers: list[Tensor], exporter: str,
-    difference: float,
+    name: str, contract: Mapping[str, Any], meaning: str, image: Tensor, outputs: list[str], answers: list[Tensor],
+    exporter: str, difference: float,
 ) -> dict[str, Any]:  # fmt: skip
     import onnx
     import onnxruntime
 
-    meaning = "one logit per class; softmax gives probabilities" if outputs == ["logits"] else "level of the pyramid"
+    usual = "one logit per class; softmax gives probabilities" if outputs == ["logits"] else "level of the pyramid"
     return {
         "format": 1,
         "name": name,
-        "input": {"name": "image", "shape": list(image.shape), "dtype": "float32", **contract.as_dict()},
+        "input": {"name": "image", "shape": list(image.shape), "dtype": "float32", **contract},
         "output": [
-            {"name": n, "shape": list(a.shape), "dtype": "float32", "meaning": meaning}
+            {"name": n, "shape": list(a.shape), "dtype": "float32", "meaning": meaning or usual}
             | ({"classes": a.shape[1]} if n == "logits" else {})
             for n, a in zip(outputs, answers, strict=True)
         ],

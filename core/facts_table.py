@@ -1,4 +1,4 @@
-"""Measures a family for core.table: counts, pyramid, settings and what their comments say."""
+"""Measures a family or an app's network for core.table: counts, levels, settings and what their comments say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 import textwrap
 from typing import Any
+
+import torch
 
 from core import measure, registry
 from core.errors import SettingError
@@ -44,6 +46,41 @@ def family(name: str, *, quick: bool = False) -> dict[str, Any]:
         "reading": facts.reading,
         "settings": {k: [v, meaning.get(k, "")] for k, v in defaults.items()},
         "variants": variants,
+    }
+
+
+def network(module: Any, name: str) -> dict[str, Any]:
+    """Facts, counts and settings of one network of an app, of plain JSON types.
+
+    Args:
+        module: has NETWORKS, FACTS (by network; `size` names the side of its image), SCORES, `build`.
+        name: of the network.
+    """
+    config, facts = module.NETWORKS[name], module.FACTS[name]
+    size = facts.size[name]
+    shape = (1, config.in_channels, size, size)
+    model: Any = measure.on_meta(lambda: module.build(config))
+    with torch.no_grad():
+        levels = model.scales(torch.empty(shape, device="meta"))
+    meaning = comments(type(config))
+    return {
+        "title": facts.title,
+        "paper": facts.paper,
+        "licence": facts.licence,
+        "reading": facts.reading,
+        "module": module.__name__,
+        "parameters": measure.parameters(model),
+        "macs": measure.macs(model, shape),
+        "size": size,
+        "in_channels": config.in_channels,
+        "classes": config.classes,
+        "channels": [level.shape[1] for level in levels],
+        "strides": [size // level.shape[2] for level in levels],
+        "top1": None,
+        "scores": dict(module.SCORES.get(name, {})),
+        "settings": {
+            f.name: [_plain(getattr(config, f.name)), meaning.get(f.name, "")] for f in dataclasses.fields(config)
+        },
     }
 
 

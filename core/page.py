@@ -1,151 +1,110 @@
-"""The demonstration page: what the house can show without trained weights.
-
-    python -m core.page --out demo
-
-For every family it builds the first variant, runs a sample picture through it and draws how far one cell of each level
-reaches: the magnitude of the gradient of that cell with respect to every pixel, averaged over starts. Local mixers show
-a spot, windows a square, stripes a cross, global ones the whole picture.
-"""
+"""The demonstration's page: a section from each app, one file that holds its pictures in itself."""
 
 from __future__ import annotations
 
-import argparse
 import html
-import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from core import pictures, registry
+from core import pictures
+from core.files import write_text
 
+SECTIONS = "sections"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c1c1c }
-h1 { margin-bottom: 0 } td, th { padding: .3rem .7rem; text-align: left; vertical-align: middle }
-td.n { text-align: right; font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #ddd }
-img { width: 112px; height: 112px; image-rendering: auto; display: block } table { border-collapse: collapse }
-code { background: #f2f2f2; padding: .1rem .3rem } .note { color: #555 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c1c1c }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem }
+td, th { padding: .25rem .7rem; text-align: left; vertical-align: middle }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; margin: 1rem 0 } figure { margin: 1rem 0 } figure img { max-width: 100% }
+figcaption, .note { color: #555 } code { background: #f2f2f2; padding: .1rem .3rem }
+img.small { width: 112px; height: 112px; display: block }
 """
 
 
 @dataclass(frozen=True)
-class Row:
-    """One family on the page."""
+class Figure:
+    picture: NDArray[np.uint8]  # (H, W) or (H, W, 3)
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts and numbers; the first row heads it."""
+
+    rows: Sequence[Sequence[str | float | None]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one app shows.
+
+    Attributes:
+        name: of its file, "medical-segment".
+        title: its heading.
+        text: paragraphs.
+        parts: figures and tables, in order.
+        commands: that made what is shown, as a user types them.
+    """
 
     name: str
     title: str
-    parameters: int
-    seconds: float
-    reach: list[NDArray[np.uint8]]
+    text: Sequence[str]
+    parts: Sequence[Figure | Table]
+    commands: Sequence[str] = field(default_factory=tuple)
+
+    def html(self) -> str:
+        body = [f"<h2>{html.escape(self.title)}</h2>", *(f"<p>{html.escape(t)}</p>" for t in self.text)]
+        body += [_figure(p) if isinstance(p, Figure) else _table(p) for p in self.parts]
+        body += [f"<p><code>{html.escape(c)}</code></p>" for c in self.commands]
+        return "\n".join(body) + "\n"
 
 
-def reach(model: torch.nn.Module, image: Tensor) -> list[NDArray[np.floating]]:
-    """How much each pixel moves the middle cell of each level: one (H, W) map of gradient magnitudes per level.
-
-    Args:
-        model: a backbone, in evaluation mode.
-        image: (1, C, H, W).
-    """
-    image = image.clone().requires_grad_(True)
-    found = []
-    levels = model(image)
-    for level in levels:
-        cell = level[0, :, level.shape[2] // 2, level.shape[3] // 2]
-        torch.manual_seed(0)
-        # The sum over channels cancels in normed outputs; random signs do not.
-        signs = torch.randint(0, 2, cell.shape).to(cell.dtype) * 2 - 1
-        (gradient,) = torch.autograd.grad((cell * signs).sum(), image, retain_graph=level is not levels[-1])
-        found.append(gradient[0].norm(dim=0).numpy())
-    return found
-
-
-def decades(values: NDArray[np.floating], down: float = 5.0) -> NDArray[np.floating]:
-    """Magnitudes on a logarithmic scale, 0 at the largest, cut off `down` decades below it."""
-    top = values.max() or 1.0
-    return np.log10(np.maximum(values / top, 10.0**-down))
-
-
-def sample(size: int = 224) -> Tensor:
-    """scikit-image's astronaut (NASA, public domain) as (1, 3, size, size), ImageNet-normalised."""
-    from skimage import data, transform
-
-    picture = transform.resize(data.astronaut(), (size, size), anti_aliasing=True)
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return torch.from_numpy(((picture - mean) / std).transpose(2, 0, 1)[None]).float()
-
-
-def rows(image: Tensor) -> list[Row]:
-    """Every family's first variant with fresh weights, the same seed for each."""
-    found = []
-    for family in registry.families():
-        module = registry.family(family)
-        name = f"{family}/{next(iter(module.VARIANTS))}"
-        torch.manual_seed(0)
-        model = registry.create(name).eval()
-        with torch.no_grad():
-            model(image)
-            start = time.perf_counter()
-            model(image)
-            seconds = time.perf_counter() - start
-        maps = [pictures.heat(decades(m)) for m in reach(model, image)]
-        count = sum(p.numel() for p in model.parameters())
-        print(f"  {name:<28} {count / 1e6:6.1f} M  {seconds * 1e3:6.0f} ms", flush=True)
-        found.append(Row(name, module.FACTS.title, count, seconds, maps))
-    return found
-
-
-def page(found: list[Row], image: Tensor) -> str:
-    """The whole page; pictures are inside it."""
-    shown = image[0].permute(1, 2, 0).numpy()
-    shown = np.clip((shown * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255, 0, 255).round().astype(np.uint8)
-    body = [
-        "<h1>Glocal</h1>",
-        f'<p class="note">{len(registry.names())} networks in {len(found)} families. No app stands yet: this page '
-        "shows the backbones. Their weights are fresh, so it says how a network looks at a picture, not what it "
-        "knows.</p>",
-        f'<p><img src="{pictures.inline(shown)}" alt="the sample picture, an astronaut"></p>',
-        "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse; each "
-        "colour step is a power of ten, black is a hundred-thousandth of the strongest or nothing.</p>",
-        "<table><tr><th>network</th><th>parameters</th><th>one picture, 224 px</th><th>reach by level</th></tr>",
-    ]
-    for row in found:
-        maps = "".join(
-            f'<td><img src="{pictures.inline(m)}" alt="{html.escape(row.name)}, level {i}"></td>'
-            for i, m in enumerate(row.reach, 1)
-        )
-        body.append(
-            f"<tr><td><b>{html.escape(row.title)}</b><br><code>{html.escape(row.name)}</code></td>"
-            f'<td class="n">{row.parameters / 1e6:.1f} M</td><td class="n">{row.seconds * 1e3:.0f} ms</td>'
-            f"<td><table><tr>{maps}</tr></table></td></tr>"
-        )
-    body += [
-        "</table>",
-        "<p>Made by <code>make demo</code>; the command is <code>python -m core.page --out demo</code>.</p>",
-    ]
+def _figure(figure: Figure) -> str:
+    words = html.escape(figure.caption)
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Glocal</title>"
-        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+        f'<figure><img src="{pictures.inline(figure.picture)}" alt="{words}"><figcaption>{words}</figcaption></figure>'
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the demonstration page.")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for index.html")
-    out: Path = parser.parse_args(argv).out
-    image = sample()
-    print("running every family once:", flush=True)
-    text = page(rows(image), image)
-    out.mkdir(parents=True, exist_ok=True)
-    aside = out / "index.html.part"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(out / "index.html")
-    print(f"look at {out / 'index.html'}")
-    return 0
+def _table(table: Table) -> str:
+    head, *rows = table.rows
+    numbers = [all(isinstance(r[i], float | int) or r[i] is None for r in rows) for i in range(len(head))]
+    lines = ["<tr>" + "".join(_cell(c, n, "th") for c, n in zip(head, numbers, strict=True)) + "</tr>"]
+    lines += ["<tr>" + "".join(_cell(c, n, "td") for c, n in zip(r, numbers, strict=True)) + "</tr>" for r in rows]
+    words = f"<p class='note'>{html.escape(table.caption)}</p>" if table.caption else ""
+    return f"<table>{''.join(lines)}</table>{words}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _cell(value: str | float | None, number: bool, kind: str) -> str:
+    text = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))
+    return f"<{kind} class='n'>{text}</{kind}>" if number else f"<{kind}>{text}</{kind}>"
+
+
+def add(out: Path, section: Section) -> Path:
+    """Write a section beside those of other apps and make the page anew from all of them; returns the page's path."""
+    add_html(out, section.name, section.html())
+    return assemble(out)
+
+
+def add_html(out: Path, name: str, content: str) -> None:
+    """A section that is made of HTML already."""
+    write_text(out / SECTIONS / f"{name}.html", content)
+
+
+def assemble(out: Path) -> Path:
+    """index.html out of all sections in `out`."""
+    parts = [p.read_text(encoding="utf-8") for p in sorted((out / SECTIONS).glob("*.html"))]
+    text = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Glocal</title>"
+        f"<style>{STYLE}</style><body><h1>Glocal</h1>"
+        "<p class='note'>What each app does with its sample set, trained on this machine just now. Samples are small "
+        "and mostly made: they show that everything works, not how good it is on your data.</p>"
+        f"{''.join(parts)}<p class='note'>Made by <code>make demo</code>.</p></body></html>\n"
+    )
+    write_text(out / "index.html", text)
+    return out / "index.html"

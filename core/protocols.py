@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from core.data.sample import Meta
     from core.facts import Facts
     from core.weights import KeyMap
 
@@ -58,3 +61,47 @@ class Family(Protocol):
     def build(self, config: Any) -> nn.Module: ...
 
     def from_published(self, build: Mapping[str, Any], names: Mapping[str, Sequence[int]], base: Any = ...) -> Any: ...
+
+
+class Source(Protocol):
+    """Something too large to load that can be read by the window.
+
+    `shape` has 1 (audio), 2 or 3 spatial axes. `read(start, stop)` gives values (C, *size) and valid (*size) bool of
+    the window start <= index < stop, which may reach outside: there the values are zero and valid is False.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def meta(self) -> Meta: ...
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...
+
+
+class Sink(Protocol):
+    """Takes a result strip by strip along axis 0, in order; what is `written` survives kill -9."""
+
+    @property
+    def written(self) -> int: ...
+
+    def write(self, start: int, strip: NDArray[Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    """Tiles (N, C, *tile) and valid (N, *tile) -> scores (N, K, *tile * scale)."""
+
+    def __call__(self, tiles: Tensor, valid: Tensor) -> Tensor: ...
+
+
+class Result(Protocol):
+    """What a pipeline answers for one item; frozen."""
+
+    def save(self, path: Any) -> None: ...
+    def draw(self) -> NDArray[np.uint8]: ...
+    def as_dict(self) -> dict[str, Any]: ...

@@ -1,4 +1,8 @@
-"""Networks by name. A file in core/backbones is a family; its VARIANTS are the names: "swin/tiny"."""
+"""Networks by name. A file in core/backbones is a family; its VARIANTS are the names: "swin/tiny".
+
+Networks that only make sense for one task live in apps, which core does not import: whoever starts a program makes them
+known with `register("medical/swin_umamba", "apps.medical.segmentation.model")`, by names alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,22 @@ from core import backbones
 from core.config import merge
 from core.errors import UnknownNameError
 from core.heads.classify import Classifier
+
+_networks: dict[str, str] = {}  # "domain/network" -> the module whose NETWORKS have it
+
+
+def register(name: str, module: str) -> None:
+    """Make the network "domain/network" known, which `NETWORKS` of a module hold; nothing is imported before its use.
+
+    The module has, as a family, `build(config)`, `from_published(build, names, base)` and `PUBLISHED`; its networks
+    have the number of classes among their settings, as `classes`, and their last layers under names that `HEADS` match.
+    """
+    _networks[name] = module
+
+
+def is_network(name: str) -> bool:
+    """Whether a name belongs to a registered network, which answers its task's output, and not to a backbone."""
+    return name in _networks
 
 
 @cache
@@ -33,8 +53,13 @@ def names() -> list[str]:
 
 
 def lookup(name: str) -> tuple[Any, Any]:
-    """The family module and the configuration of "family/variant"."""
+    """The module and the configuration of "family/variant" or of a registered "domain/network"."""
     head, slash, variant = name.partition("/")
+    if name in _networks:
+        module = import_module(_networks[name])
+        return module, module.NETWORKS[variant]
+    if any(n.startswith(f"{head}/") for n in _networks):
+        raise UnknownNameError(f"{head} network", name, [n for n in _networks if n.startswith(f"{head}/")])
     module = family(head)
     if not slash or variant not in module.VARIANTS:
         known = [f"{head}/{v}" for v in module.VARIANTS]
@@ -44,24 +69,29 @@ def lookup(name: str) -> tuple[Any, Any]:
 
 def changed(config: Any, values: dict[str, Any], name: str) -> Any:
     """`config` with settings replaced; a wrong name or type is one clear error."""
-    return merge(config, values, kind=f"{name.partition('/')[0]} setting")
+    head, _, rest = name.partition("/")
+    return merge(config, values, kind=f"{rest if is_network(name) else head} setting")
 
 
 def create(name: str, *, classes: int | None = None, **config: Any) -> Any:
     """Build a network.
 
     Args:
-        name: "family/variant".
-        classes: with it, the published classifier around the backbone: (B, C, H, W) -> (B, classes).
+        name: "family/variant", or "domain/network" of an app.
+        classes: with it, the published classifier around the backbone: (B, C, H, W) -> (B, classes). For a network of
+            an app, its number of classes.
         config: overrides of the variant's settings (`in_channels=12`, `drop_path=0.1`).
 
     Returns:
-        The backbone, (B, C, H, W) -> list of (B, C_i, H_i, W_i); with `classes`, a Classifier.
+        The backbone, (B, C, H, W) -> list of (B, C_i, H_i, W_i); with `classes`, a Classifier. A network of an app
+        answers as its module says.
 
     >>> create("swin/tiny", depths=(1, 1, 1, 1)).channels
     (96, 192, 384, 768)
     """
     module, settings = lookup(name)
+    if is_network(name):
+        return module.build(changed(settings, config if classes is None else config | {"classes": classes}, name))
     backbone = module.build(changed(settings, config, name))
     return backbone if classes is None else classifier(backbone, classes)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checkpoints import read_checkpoint
+from core.config import merge
 from core.errors import WeightsError
 
 Resize = Callable[[Tensor, Tensor, nn.Module], Tensor]  # (published value, our value, our model) -> a value that fits
@@ -136,11 +137,13 @@ def load_published(
 ) -> nn.Module:
     """The network `name` with the weights of an authors' file, in evaluation mode.
 
-    A file with a classifier gives the classifier (`.backbone`, `.head`), one without gives the backbone. Tables that
-    depend on the image or the window are resized as the system's card says, with a warning that names them.
+    A file with a classifier gives the classifier (`.backbone`, `.head`), one without gives the backbone; a network of
+    an app comes whole, and its file may also be one of ours. Tables that depend on the image or the window are resized
+    as the system's card says, with a warning that names them.
 
     Args:
-        name: "family/variant"; the file may change what the variant leaves open (dense or classification, tokens).
+        name: "family/variant" or a registered "domain/network"; the file may change what the variant leaves open (dense
+            or classification, tokens, classes).
         path: `.safetensors`, `.npz` or a PyTorch file, which is read without running code.
         classes: number of classes wanted; by default the file's own.
         new_head: where `classes` differs from the file's, start a head of zeros instead of refusing.
@@ -159,6 +162,13 @@ def load_published(
     state = {n.removeprefix(prefix): v for n, v in whole.items() if n.startswith(prefix)}
     if not state:
         raise WeightsError(f"{path}: no name starts with {prefix!r}")
+    if registry.is_network(name):
+        try:
+            module, base = registry.lookup(name)
+            base = registry.changed(base, config, name)
+            return filled_network(module, name, state, base, classes=classes, new_head=new_head, **config).eval()
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
     module, base = registry.lookup(name)
     shapes = {n: tuple(v.shape) for n, v in state.items()}
     keymap = choose(module.PUBLISHED, shapes)
@@ -197,6 +207,46 @@ def load_published(
         more = f" and {len(resized) - 1} more" if len(resized) > 1 else ""
         warnings.warn(f"{path}: {resized[0]}{more} resized to the size that {name} asks for", stacklevel=2)
     return model.eval()
+
+
+def filled_network(
+    module: Any, name: str, state: Mapping[str, Tensor], base: Any, *, classes: int | None = None,
+    new_head: bool = False, **config: Any,
+) -> nn.Module:  # fmt: skip
+    """A network of an app out of published (or our own) names and values.
+
+    Args:
+        module: has `build`, `from_published`, PUBLISHED and HEADS (see registry.register).
+        name: of the network, for messages.
+        state: names and values.
+        base: configuration, which the state changes where its shapes say otherwise (channels, classes).
+        classes: number of classes wanted; by default the state's own.
+        new_head: where `classes` differs, start heads of zeros instead of refusing.
+        config: settings that the state must not change.
+
+    Raises:
+        WeightsError: what does not fit, in both directions.
+    """
+    shapes = {n: tuple(v.shape) for n, v in state.items()}
+    try:
+        found = module.from_published({}, shapes, base)
+    except KeyError as error:
+        raise WeightsError(f"not a {name} file, it has no {error.args[0]!r}") from None
+    _same_network(found, base, {}, name)
+    model: nn.Module = module.build(merge(found, config))
+    model.load_state_dict(convert(state, choose(module.PUBLISHED, shapes), model))
+    if classes in (None, found.classes):
+        return model
+    if not new_head:
+        raise WeightsError(
+            f"has heads for {found.classes} classes, {classes} were asked for: leave `classes` out, or pass "
+            "new_head=True for heads of zeros"
+        )
+    fresh: nn.Module = module.build(merge(found, config | {"classes": classes}))
+    kept = model.state_dict()
+    for key, value in fresh.state_dict().items():
+        value.copy_(torch.zeros_like(value) if re.search(module.HEADS, key) else kept[key])
+    return fresh
 
 
 # Settings that make a variant what it is; a file may decide others (dense form, tokens, biases, norms).

@@ -63,7 +63,7 @@ def test_every_card_of_the_house(name):
     for part in found.layout:
         assert part.format in ("", *verify.FORMATS)
     if name in samples.SAMPLERS:
-        assert {a.picture for a in found.attribution} == set(samples.PICTURES)
+        assert {a.picture for a in found.attribution} == set(samples.SHOWN[name])
         assert "not" in found.made
 
 
@@ -198,7 +198,7 @@ def test_a_sample_is_in_the_published_layout(name, tmp_path):
     assert not (tmp_path / "new" / "sample.part").exists()
     about = tomllib.loads((folder / verify.MARK).read_text(encoding="utf-8"))
     assert len(about["files"]) == count
-    assert len(about["attribution"]) == len(samples.PICTURES)
+    assert len(about.get("attribution", [])) == len(samples.SHOWN[name])
     with pytest.raises(InputError, match="sample: exists and is not an empty folder; name a new one"):
         samples.sample(found, folder)
     victim = folder / about["files"][0]["path"]
@@ -231,7 +231,9 @@ def test_crops_of_two_splits_share_no_pixel():
 
 
 def test_no_sampler(tmp_path):
-    with pytest.raises(InputError, match=r"there is no sample of toy \(samples: cifar-100-lt, imagenet-1k\)"):
+    with pytest.raises(
+        InputError, match=r"there is no sample of toy \(samples: abdomen-mr, cifar-100-lt, ihc-nuclei, imagenet-1k\)"
+    ):
         samples.sample(card(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -283,3 +285,13 @@ def test_a_cifar_file_with_code_is_refused(tmp_path, monkeypatch):
     cifar.write(path, {"other": 1})
     with pytest.raises(InputError, match="neither pictures"):
         cifar.check(path)
+
+
+def test_cut_off_nifti_is_found(tmp_path: Path) -> None:
+    samples.sample(cards.find("abdomen-mr"), tmp_path / "d")
+    card = cards.find("abdomen-mr")
+    assert verify.verify(card, tmp_path / "d").good
+    path = tmp_path / "d" / "imagesTr" / "MR_001_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "not a NIfTI file that can be read to its end" in verify._problem(path, verify.FORMATS["nifti"])
+    assert not verify.verify(card, tmp_path / "d").good

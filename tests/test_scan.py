@@ -1,5 +1,6 @@
 """The selective scan and SS2D against plain loops, published vectors, torch.compile and torch.export."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,72 @@ def test_threads_change_nothing() -> None:
     grads = [torch.autograd.grad(y.sum(), list(inputs.values())) for y in (one, two)]
     for g, w in zip(*grads, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 4), (1, 3, 4), (1, 1, 9), (2, 1, 5)])
+@pytest.mark.parametrize("threads", [2, 4])
+def test_any_cut_into_threads(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int, int], threads: int) -> None:
+    monkeypatch.setattr(kernels, "SHARE", 1)
+    monkeypatch.setattr(kernels, "MAPS", 2)
+    monkeypatch.setattr(kernels, "WIDTH", 12)
+    torch.set_num_threads(threads)
+    batch, groups, channels = sizes
+    shares = kernels._shares(sizes, 3, threads)
+    assert 1 < len(shares) <= threads
+    seen = torch.zeros(sizes)
+    for share in shares:
+        seen[share] += 1
+    assert bool((seen == 1).all())
+    compare(made(batch, groups, groups * channels, 3, 131), 1e-9, delta_softplus=True)
+    assert torch.get_num_threads() == threads
+
+
+def test_threads_give_the_same_bits_each_time() -> None:
+    torch.set_num_threads(2)
+    runs = []
+    for _ in range(3):
+        inputs = made(1, 1, 512, 16, 130, torch.float32)
+        y = selective_scan(**inputs, delta_softplus=True)
+        assert isinstance(y, Tensor)
+        runs.append([y, *torch.autograd.grad(y.sum(), list(inputs.values()))])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_threads_raise_in_the_caller_once_all_have_ended() -> None:
+    torch.set_num_threads(2)
+    ended: list[int] = []
+
+    def fails() -> None:
+        raise RuntimeError("from a thread")
+
+    with pytest.raises(RuntimeError, match="from a thread"):
+        kernels._in_threads([fails, lambda: ended.append(torch.get_num_threads())])
+    assert ended == [1]  # a thread of ours uses one core
+    assert torch.get_num_threads() == 2
+
+
+FORKED = """
+import os, torch
+from core.mixers.scan import selective_scan
+torch.set_num_threads(2)
+def scan():
+    generator = torch.Generator().manual_seed(0)
+    u, d = (torch.rand(1, 512, 70, generator=generator) for _ in range(2))
+    B, C = (torch.rand(1, 16, 70, generator=generator) for _ in range(2))
+    return selective_scan(u, d, -torch.ones(512, 16), B, C)
+want = scan()
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(scan(), want) else 3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", FORKED], cwd=root, check=True, timeout=120)
 
 
 @pytest.mark.parametrize(("groups_b", "groups_c"), [(None, 2), (1, 2), (2, None)])

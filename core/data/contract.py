@@ -67,8 +67,7 @@ def published(name: str, in_channels: int, size: tuple[int, int]) -> InputContra
     With other than three channels only the size is known.
     """
     if in_channels != 3:
-        channels = tuple(f"channel {i}" for i in range(in_channels))
-        return InputContract(channels, (0.0, 1.0), None, None, size, "", None, "not published for these channels")
+        return unstated(in_channels, size)
     _, (mean, std), ratio, source = next(entry for entry in _STATED if fnmatchcase(name, entry[0]))
     if ratio is None or size[0] != size[1]:
         return InputContract(
@@ -76,3 +75,9 @@ def published(name: str, in_channels: int, size: tuple[int, int]) -> InputContra
         )
     resize = f"short side to {int(size[0] / ratio + 1e-9)} pixels, bicubic"
     return InputContract(COLOURS, (0.0, 1.0), mean, std, size, resize, size, source)
+
+
+def unstated(in_channels: int, size: tuple[int, int]) -> InputContract:
+    """An input of which only channels and size are known."""
+    channels = tuple(f"channel {i}" for i in range(in_channels))
+    return InputContract(channels, (0.0, 1.0), None, None, size, "", None, "not published for these channels")

@@ -1,4 +1,4 @@
-"""Small sets in exactly a data set's published layout, of pictures that scikit-image ships.
+"""Small sets in exactly a data set's published layout, of pictures that scikit-image ships, or made where none fits.
 
 They show that a command runs and what it reads. They are not the data set, and nothing measured on them says anything
 about it.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.data import cifar
+from core.data import _nuclei, _phantom, cifar
 from core.data.cards import Card
 from core.data.verify import MARK, matches
 from core.errors import InputError, MissingExtraError
@@ -133,4 +133,12 @@ def _cifar(folder: Path) -> None:
 SAMPLERS: dict[str, Callable[[Path], None]] = {
     "imagenet-1k": _image_folder,
     "cifar-100-lt": _cifar,
+    "abdomen-mr": _phantom.write,
+    "ihc-nuclei": _nuclei.write,
+}
+SHOWN: dict[str, tuple[str, ...]] = {  # pictures that a sample is cut from; the card says whose they are
+    "imagenet-1k": PICTURES,
+    "cifar-100-lt": PICTURES,
+    "abdomen-mr": (),
+    "ihc-nuclei": ("immunohistochemistry",),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -170,4 +171,19 @@ def _cifar(path: Path) -> None:
     cifar.check(path)
 
 
-FORMATS: dict[str, Callable[[Path], None]] = {"picture": _picture, "cifar": _cifar}
+def _nifti(path: Path) -> None:
+    """Read slice by slice to the end."""
+    try:
+        import nibabel as nib
+    except ImportError:
+        raise MissingExtraError("nibabel", "medical") from None
+    try:
+        image: Any = nib.load(path)
+        volume = image.dataobj
+        for k in range(volume.shape[-1]):
+            _ = volume[..., k]
+    except (nib.filebasedimages.ImageFileError, EOFError, OSError, ValueError, zlib.error):
+        raise InputError("not a NIfTI file that can be read to its end") from None
+
+
+FORMATS: dict[str, Callable[[Path], None]] = {"picture": _picture, "cifar": _cifar, "nifti": _nifti}

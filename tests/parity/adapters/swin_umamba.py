@@ -1,23 +1,19 @@
-"""Swin-UMamba: its encoder is core's VMamba, its layer core's SS2D, its operator core's selective scan.
-
-The base network's encoder reads a stem (convolution and instance norm), which is put together here from the vector's
-own weights; decoders and heads come with the medical app.
-"""
+"""Swin-UMamba: the medical app's two networks, core's SS2D layer, core's selective scan."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from run import Fixture, filled
+from run import Fixture
 from torch import Tensor, nn
 
+from apps.medical.segmentation.model import NETWORKS, PUBLISHED, build, from_published
 from core.mixers.scan import selective_scan
 from core.mixers.ss2d import SS2D
-from core.weights import KeyMap, convert
+from core.weights import KeyMap, choose, convert
 
-LATER = {r"logits.*": "the decoders come with the medical app"}
 LAYER = KeyMap(
     rename=[
         ("^conv2d", "conv"), ("_weight$", ""), ("^dt_projs_bias", "dt_bias"), ("projs$", "proj"), ("^A_logs", "A_log"),
@@ -28,13 +24,20 @@ DIRECTIONS = ("scan_rows", "scan_columns", "scan_rows_reversed", "scan_columns_r
 
 
 def model(fixture: Fixture, dtype: torch.dtype) -> nn.Module | None:
+    state = fixture.state_dict()
+    if not state:
+        return None
     if "d_model" in fixture.build:
         layer = SS2D(fixture.build["d_model"], state=fixture.build.get("d_state", 16))
-        layer.load_state_dict(convert(fixture.state_dict(), LAYER, layer))
+        layer.load_state_dict(convert(state, LAYER, layer))
         return layer.to(dtype).eval()
-    if not fixture.state:
-        return None
-    return filled("vmamba", fixture, dtype, prefix="vssm_encoder.")
+    name = "swin_umamba" if "stem.0.weight" in state else "swin_umamba_d"
+    config = from_published(fixture.build, fixture.state, NETWORKS[name])
+    if name == "swin_umamba_d":
+        config = replace(config, drop_remainder=True)  # as published
+    network = build(config)
+    network.load_state_dict(convert(state, choose(PUBLISHED, state), network))
+    return network.to(dtype).eval()
 
 
 def answers(model: Any, fixture: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -45,11 +48,15 @@ def answers(model: Any, fixture: Fixture, dtype: torch.dtype) -> dict[str, Tenso
         inner, _ = model.in_proj(image).chunk(2, dim=-1)
         act, scans = model.directions(inner)
         return {"conv_act": act, "out": model(image), **dict(zip(DIRECTIONS, scans, strict=True))}
-    state = {name: value.to(dtype) for name, value in fixture.state_dict().items()}
-    if "stem.0.weight" in state:
-        image = F.conv2d(image, state["stem.0.weight"], state["stem.0.bias"], stride=2, padding=3)
-        image = F.instance_norm(image, weight=state["stem.1.weight"], bias=state["stem.1.bias"])
-    return {f"stage{i}": level for i, level in enumerate(model(image), 1)}
+    seen: list[list[Tensor]] = []
+    handle = model.encoder.register_forward_hook(lambda module, given, pyramid: seen.append(pyramid))
+    scales = model.scales(image)
+    handle.remove()
+    found = {f"stage{i}": level for i, level in enumerate(seen[0], 1)}
+    found |= {f"logits_scale{i}" if i else "logits": logits for i, logits in enumerate(scales)}
+    if not model.deep_supervision:
+        found["logits"] = model(image)
+    return {name: value for name, value in found.items() if name in fixture.outputs}
 
 
 def operator(given: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,158 @@
+"""Prediction over files: a mask, an overlay and a row of volumes for each, gone on with where a run was killed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from apps.medical import readers
+from apps.medical.segmentation.options import TASK
+from apps.medical.segmentation.pipeline import Pipeline, members
+from apps.medical.segmentation.results import COLUMNS
+from core import batch, bundle, pictures
+from core.files import aside, write_text
+
+ENDINGS = {"nifti": ".nii.gz", "dicom": ".dcm", "tiff": ".tif"}  # of masks, by the input's format; else .png
+_NOTES = ".done"  # folder of one note for each finished item
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What to write, and how to run.
+
+    Attributes:
+        format: ending of the masks ("nii.gz", "png", "tif", "dcm"); "" for the input's own.
+        probabilities: write them, too.
+        overlays: draw a picture for each item.
+        tile: rows and columns on the network's grid; None for the bundle's.
+        overlap: of tiles; None for the bundle's.
+        spacing: millimetres along the scan's axes, where files do not say.
+        keep_identifiers: leave patient name, id and dates in DICOM results.
+        device: as for `core.device.pick`.
+        precision: of the network: 32, bf16 or 16.
+        batch: tiles at once.
+        overwrite: work again on what is there.
+    """
+
+    format: str = ""
+    probabilities: bool = False
+    overlays: bool = True
+    tile: tuple[int, int] | None = None
+    overlap: float | None = None
+    spacing: tuple[float, ...] | None = None
+    keep_identifiers: bool = False
+    device: str = "auto"
+    precision: str = "32"
+    batch: int = 4
+    overwrite: bool = False
+
+
+def predict(folders: Sequence[Path], files: Sequence[Path], out: Path, choices: Choices, *, workers: int = 1) -> int:
+    """Segment files and folders into `out`; returns the exit code.
+
+    Raises:
+        InputError: no file, a bundle that cannot be used; with a single file also what is wrong with that.
+    """
+    bundles = [bundle.load(f, task=TASK) for given in folders for f in members(given)]
+    settings = bundles[0].settings
+    items = readers.find(files, channels=len(settings.input.channels))
+    out.mkdir(parents=True, exist_ok=True)
+    told = {**asdict(choices), "bundles": [b.report["sha256"][bundle.WEIGHTS] for b in bundles]}
+    for free in ("device", "batch", "overwrite"):
+        told.pop(free)
+    key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    left = [i for i in items if choices.overwrite or not done(out, i, key)]
+    write_text(out / "settings.toml", bundle.settings_text(settings))
+    if len(left) < len(items):
+        print(f"{len(items) - len(left)} of {len(items)} are done already", flush=True)
+    setup = partial(_setup, tuple(folders), out, choices, key)
+    if len(items) == 1 and left:  # its error is the user's whole answer
+        print(setup()(left[0]))
+        volumes(out, items)
+        return 0
+    with batch.Log(len(left), out, what="items") as log:
+        for answer in batch.each(left, setup, name=lambda i: str(i.path), workers=workers):
+            log.add(answer, answer.result if isinstance(answer, batch.Done) else "")
+    volumes(out, items)
+    return log.code
+
+
+def _setup(folders: tuple[Path, ...], out: Path, choices: Choices, key: str) -> Callable[[readers.Item], str]:
+    """Load the networks once, in the process that uses them."""
+    pipeline = Pipeline.load(*folders, device=choices.device, precision=choices.precision, batch=choices.batch)
+    return partial(_one, pipeline, out, choices, key)
+
+
+def _one(pipeline: Pipeline, out: Path, choices: Choices, key: str, item: readers.Item) -> str:
+    """Segment one item and write its results, the note that it is done last; returns what to say."""
+    scan = readers.read_item(item)
+    result = pipeline(
+        scan, spacing=choices.spacing, tile=choices.tile, overlap=choices.overlap, probabilities=choices.probabilities
+    )
+    ending = "." + choices.format.lstrip(".") if choices.format else ENDINGS.get(scan.format, ".png")
+    path = out / f"{item.id}{ending}"
+    result.save(path, keep_identifiers=choices.keep_identifiers)
+    if choices.probabilities:
+        result.save_probabilities(out / f"{item.id}.probabilities{'.nii.gz' if ending == '.nii.gz' else '.npz'}")
+    if choices.overlays:
+        with aside(out / "overlays" / f"{item.id}.png") as part:
+            part.write_bytes(pictures.png(result.draw()))
+    note = {"key": key, "stamp": stamp(item), "rows": result.volumes(), "id": item.id}
+    write_text(out / _NOTES / f"{item.id}.json", json.dumps(note))
+    return f"{path}: {', '.join(map(_amount, filter(_there, result.volumes()))) or 'nothing found'}"
+
+
+def _there(row: dict[str, Any]) -> bool:
+    return bool(row["samples"])
+
+
+def _amount(row: dict[str, Any]) -> str:
+    """A class with how much of it there is."""
+    if row["ml"] is not None:
+        return f"{row['class']} {row['ml']:.1f} ml"
+    return (
+        f"{row['class']} {row['mm2']:.0f} mm2" if row["mm2"] is not None else f"{row['class']} {row['samples']} pixels"
+    )
+
+
+def done(out: Path, item: readers.Item, key: str) -> bool:
+    """Whether an earlier run with the same bundles and choices finished this very file."""
+    note = out / _NOTES / f"{item.id}.json"
+    if not note.is_file():
+        return False
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return False
+    masks = [p for p in out.glob(f"{item.id}.*") if p.is_file()]
+    return bool(masks) and known.get("key") == key and known.get("stamp") == stamp(item)
+
+
+def volumes(out: Path, items: Sequence[readers.Item]) -> None:
+    """One CSV over all finished items: class, voxels, mm3 and ml."""
+    rows: list[dict[str, Any]] = []
+    for item in items:
+        note = out / _NOTES / f"{item.id}.json"
+        if note.is_file():
+            rows += [{"item": item.id, **row} for row in json.loads(note.read_text(encoding="utf-8"))["rows"]]
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_text(out / "volumes.csv", text.getvalue())
+
+
+def stamp(item: readers.Item) -> list[list[Any]]:
+    """What changes when an item's files do."""
+    files = [p for path in item.paths for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file()]
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
