@@ -25,6 +25,7 @@ import core
 from core import table
 from core.data import cards
 from core.errors import InputError, UnknownNameError
+from core.files import DiskFullError
 
 HERE = Path(__file__).resolve().parent
 DEBUG = "--debug"
@@ -195,7 +196,8 @@ def run(app: App, tokens: Sequence[str]) -> int:
             # cyclopts wraps what a domain's import raises; the cause is what the user should know
             error = caught.__cause__ if isinstance(caught, ImportError) and caught.__cause__ else caught
             print(f"glocal: {sentence(error)}", file=sys.stderr)
-            return 2 if isinstance(error, InputError | CycloptsError) else 1
+            users = isinstance(error, InputError | CycloptsError) and not isinstance(error, DiskFullError)
+            return 2 if users else 1
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 

@@ -23,7 +23,7 @@ from core.streaming.tiles import Axis, count, grid
 if TYPE_CHECKING:
     from core.protocols import Model, Sink, Source
 
-_TRIMMED = 16 << 20  # bytes of scores after which free memory goes back to the system
+_TRIMMED = 64 << 20  # bytes of scores after which free memory goes back to the system
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # torch computes little with these
 
 

@@ -92,7 +92,7 @@ def _share_cores() -> None:
 
 
 def give_back() -> None:
-    """Free memory goes back to the system. The C library (glibc) keeps strips' worth of it for every thread otherwise."""
+    """Free memory goes back to the system; glibc keeps strips' worth of it for every thread otherwise."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

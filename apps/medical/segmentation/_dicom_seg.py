@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.medical import _dicom, _dicom_geometry
-from apps.medical._grid import Grid
+from apps.medical._grid import Grid, spacing
 from apps.medical.segmentation._anatomy import structure
 from core import __version__
 from core.errors import FileError, MissingExtraError
@@ -76,6 +76,9 @@ def write(
         if i < len(numbers):
             numbers[i] = number
     references = [_complete(s) if keep_identifiers else _nameless(s) for s in sources]
+    for reference in references:
+        if not reference.get("SliceThickness") and grid.affine is not None:
+            reference.SliceThickness = round(spacing(grid.affine)[0], 6)  # what the header leaves out, the places tell
     new = highdicom.UID
     with _quiet():
         try:
@@ -100,7 +103,7 @@ def write(
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise FileError(
                 path,
-                f"DICOM-SEG cannot refer to this kind of image ({type(error).__name__})",
+                f"DICOM-SEG cannot refer to this image ({str(error).rstrip('.')})",
                 "save as .nii.gz or .tif",
             ) from None
     if not keep_identifiers:
@@ -164,6 +167,7 @@ def _nameless(source: Any) -> Any:
     for key in _HASHED:
         if source.get(key):
             setattr(made, key, generate_uid(entropy_srcs=[str(source[key].value)]))
+    _framed(made, source)
     for key in _EMPTY:
         setattr(made, key, "")
     made.PatientName = "Anonymous"
@@ -197,7 +201,16 @@ def _complete(source: Any) -> Any:
     for key in ("PatientID", "PatientName", *_EMPTY):
         if key not in source:
             setattr(source, key, "")
+    _framed(source, source)
     return source
+
+
+def _framed(made: Any, source: Any) -> None:
+    """A frame of reference, which DICOM-SEG needs, for images that have a place but do not name it: their series."""
+    from pydicom.uid import generate_uid
+
+    if not made.get("FrameOfReferenceUID") and "ImagePositionPatient" in source:
+        made.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame", str(source.get("SeriesInstanceUID", ""))])
 
 
 def _dateless(segmentation: Any) -> None:

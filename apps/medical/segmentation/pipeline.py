@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apps.medical import readers
 from apps.medical._scan import held
 from apps.medical.segmentation import inputs, model, prepare
+from apps.medical.segmentation.labels import UNKNOWN
 from apps.medical.segmentation.options import DEFAULT, SHORT, TASK, Options
 from apps.medical.segmentation.results import Segmentation
 from core import batch, bundle
@@ -22,11 +23,15 @@ from core.data.sample import Meta
 from core.device import autocast, pick
 from core.errors import FileError, InputError, SettingError
 from core.streaming.arrays import ArraySink
+from core.streaming.blend import argmax
 from core.streaming.run import run
 
 if TYPE_CHECKING:
     from apps.medical.segmentation.evaluate import Scored
     from core.training.recipe import Recipe
+
+
+_SCALE = 8  # times wider or narrower than in training: another scale, not another patient
 
 
 class Member:
@@ -135,6 +140,12 @@ class Pipeline:
         found = sets.find(data)
         return evaluate.score(self, found, sets.chosen(found, part), by=by)
 
+    def export(self, file: str | Path) -> None:
+        """The (first) network as ONNX with its side file, checked against torch."""
+        from apps.medical.segmentation import training
+
+        training.export(self.members[0].bundle.folder, Path(file))
+
     @property
     def classes(self) -> Mapping[str, int]:
         return self.settings.output.classes
@@ -181,25 +192,35 @@ class Pipeline:
         rows, columns = min(rows, stack.shape[1]), min(columns, stack.shape[2])
         part = self.settings.tile.overlap if overlap is None else overlap
         kept: list[NDArray[np.float16]] = []
+        classes = argmax(np.uint8, invalid=UNKNOWN)
 
         def network(tiles: Tensor, valid: Tensor) -> Tensor:
-            flat, known = tiles[:, :, 0], valid[:, 0]  # a tile is one slice deep
+            flat, known = (tiles, valid) if stack.picture else (tiles[:, :, 0], valid[:, 0])  # a tile is one slice deep
             total = parts[0](flat, known)
             for other in parts[1:]:
                 total += other(flat, known)
-            return (total / len(parts))[:, :, None]
+            total /= len(parts)
+            return total if stack.picture else total[:, :, None]
 
-        def finish(scores: NDArray[np.floating[Any]], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        def finish(scores: NDArray[np.floating[Any]], valid: NDArray[np.bool_]) -> NDArray[Any]:
             if probabilities:
                 kept.append(scores.astype(np.float16))
-            return np.where(valid, scores.argmax(0), 0).astype(np.uint8)
+            return classes(scores, valid)
 
-        sink = ArraySink(stack.shape, np.uint8)
+        # A picture goes strip by strip, so that the scores of a large one never stand in memory; volumes by the slice.
+        source, deep = (opened, ()) if stack.picture else (stack, (1,))
+        sink = ArraySink(source.shape, np.uint8)
         run(
-            stack, network, sink, tile=(1, rows, columns), overlap=(0.0, part, part), finish=finish,
-            batch=self.batch, device=self.device,
+            source, network, sink, tile=(*deep, rows, columns), overlap=(*(0.0 for _ in deep), part, part),
+            finish=finish, batch=self.batch, device=self.device,
         )  # fmt: skip
-        mask = np.ascontiguousarray(stack.restore(sink.array))
+        shares = np.concatenate(kept, axis=1) if kept else None
+        mask = sink.array
+        if not stack.picture:
+            mask = np.ascontiguousarray(stack.restore(mask))
+            shares = None if shares is None else np.ascontiguousarray(stack.restore(shares))
+        valid = mask != UNKNOWN
+        mask[~valid] = 0
         return Segmentation(
             mask=mask,
             classes=dict(self.classes),
@@ -207,7 +228,8 @@ class Pipeline:
             meta=opened.meta.did(*said),
             grid=opened.grid,
             scan=opened,
-            probabilities=np.ascontiguousarray(stack.restore(np.concatenate(kept, axis=1))) if kept else None,
+            valid=None if valid.all() else valid,
+            probabilities=shares,
         )
 
     def many(self, paths: Sequence[str | Path]) -> Iterator[batch.Done[Segmentation] | batch.Failure]:
@@ -271,16 +293,25 @@ def _spaced(scan: readers.Scan, spacing: tuple[float, ...]) -> readers.Scan:
 
 
 def differences(scan: readers.Scan, contract: bundle.Input) -> list[str]:
-    """In what a scan differs from what the network was trained on, as far as it can be told without its pixels."""
+    """In what a scan differs from what the network was trained on, where that can be lived with.
+
+    Raises FileError where it cannot: values on another scale than those trained on, where they are taken as they are.
+    Normalisation by each item's own mean and spread takes any scale.
+    """
     said = []
-    if contract.dtype and str(scan.dtype) != contract.dtype and contract.normalise == "fixed":
-        if np.dtype(contract.dtype) == np.uint8 and scan.dtype != np.uint8:
+    if contract.dtype and str(scan.dtype) != contract.dtype:
+        said.append(f"values are {scan.dtype}, trained on {contract.dtype}")
+    if contract.normalise == "fixed" and contract.range is not None:
+        found = inputs.moments(inputs.slices(scan, contract.plane))
+        low, high = min(found.low), max(found.high)
+        have, want = high - low, contract.range[1] - contract.range[0]
+        if have > _SCALE * want or 0 < have * _SCALE < want:
             raise FileError(
                 scan.meta.path,
-                f"holds {scan.dtype}, and this bundle was trained on 8-bit values",
-                "convert it to 8 bit with the contrast of the training pictures",
+                f"has values from {low:g} to {high:g}, and this network takes them from {contract.range[0]:g} to "
+                f"{contract.range[1]:g} as they are",
+                "give the original file, not one that was scaled or windowed for viewing",
             )
-        said.append(f"values are {scan.dtype}, trained on {contract.dtype}")
     if scan.lossy:
         said.append("compressed with loss")
     return said

@@ -96,7 +96,8 @@ def _one(pipeline: Pipeline, out: Path, choices: Choices, key: str, item: reader
     result = pipeline(
         scan, spacing=choices.spacing, tile=choices.tile, overlap=choices.overlap, probabilities=choices.probabilities
     )
-    ending = "." + choices.format.lstrip(".") if choices.format else ENDINGS.get(scan.format, ".png")
+    usual = ".tif" if scan.kind == "frames" else ENDINGS.get(scan.format, ".png")  # frames have no place in a SEG
+    ending = "." + choices.format.lstrip(".") if choices.format else usual
     path = out / f"{item.id}{ending}"
     result.save(path, keep_identifiers=choices.keep_identifiers)
     if choices.probabilities:
