@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import pickle
 import pickletools
 import re
@@ -83,8 +84,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    # Authors keep their command line (argparse.Namespace) beside the weights: a class without behaviour, safe to make.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(_plain_classes()):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings(
@@ -101,6 +101,22 @@ def _read_torch(path: Path) -> Any:
             raise WeightsError(f"{path}: cut off, or not a PyTorch weights file") from None
         except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise WeightsError(f"{path}: cut off, or not a PyTorch weights file ({_first_line(error)})") from None
+
+
+def _plain_classes() -> list[Any]:
+    """Classes that hold values and no code, which authors keep beside the weights.
+
+    Their command line (argparse.Namespace), and NumPy's numbers and arrays (nnU-Net's logs and plans). The latter are
+    looked up by name: they are private to NumPy, and its first version had them in another module.
+    """
+    import numpy as np
+
+    parts: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, codecs.encode]
+    parts += [t for t in vars(np.dtypes).values() if isinstance(t, type) and t is not np.dtypes.ObjectDType]
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    for name in ("scalar", "_reconstruct"):
+        parts += [(getattr(multiarray, name), f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
+    return parts
 
 
 def _unsafe_global(message: str) -> str:

@@ -67,7 +67,8 @@ class Source(Protocol):
     """Something too large to load that can be read by the window.
 
     `shape` has 1 (audio), 2 or 3 spatial axes. `read(start, stop)` gives values (C, *size) and valid (*size) bool of
-    the window start <= index < stop, which may reach outside: there the values are zero and valid is False.
+    the window start <= index < stop, which may reach outside. Where valid is False, values are zero. A source may say
+    what tells it from others by an attribute `identity: str` (else its file's size and time do).
     """
 
     @property
@@ -83,7 +84,10 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Takes a result strip by strip along axis 0, in order; what is `written` survives kill -9."""
+    """Takes a result strip by strip along axis 0, in order; what is `written` survives kill -9.
+
+    One that goes on with what an earlier run wrote is a core.streaming.journal.Resumable, too.
+    """
 
     @property
     def written(self) -> int: ...

@@ -194,3 +194,14 @@ def test_wrong_shapes_say_what_is_wanted() -> None:
         model(torch.zeros(1, 4, 32, 32))
     with pytest.raises(ValueError, match=r"expected a tensor of shape \(B C=3 H W\), got \(3, 32, 32\)"):
         model(torch.zeros(3, 32, 32))
+
+
+def test_numpy_values_beside_the_weights_are_read(tmp_path: Path) -> None:
+    """As nnU-Net keeps its losses and plan there; arrays of objects, which could hold code, are refused."""
+    path = tmp_path / "a.pth"
+    logs = {"losses": [np.float64(0.5), np.float32(1.0)], "plan": np.array([320, 320])}
+    torch.save({"network_weights": {"a": torch.ones(2)}, "logging": logs}, path)
+    assert torch.equal(read_checkpoint(path)["a"], torch.ones(2))
+    torch.save({"network_weights": {"a": torch.ones(2)}, "logging": np.array([print], dtype=object)}, path)
+    with pytest.raises(WeightsError, match=r"a.pth: (refused|cut off, or not)"):
+        read_checkpoint(path)

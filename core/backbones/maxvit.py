@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import lcm
 from typing import Any
 
 import torch
@@ -120,6 +121,7 @@ class MaxViT(nn.Module):
             raise SettingError(f"maxvit: heads of {c.head_dim} channels do not divide the widths {c.dims}")
         self.channels = c.dims
         self.strides = tuple(4 * 2**i for i in range(len(c.depths)))
+        self.multiple = self.strides[-1] * lcm(*_sides(c.window))  # of both sides, for who pads
         blocks = sum(c.depths)
         rates = spread(c.drop_path * (blocks - 1) / blocks, c.depths)  # the published schedule stops short of the rate
         stages, dim = [], c.stem

@@ -13,6 +13,7 @@ from torch import nn
 
 from apps import __main__ as glocal
 from apps import table as networks
+from apps.medical.segmentation import inputs
 from apps.medical.segmentation import model as models
 from core import facts_table, measure, registry, table, weights
 from core.errors import InputError, SettingError, ShapeError, UnknownNameError, WeightsError
@@ -533,3 +534,14 @@ def test_compiled(name):
     with torch.no_grad():
         got = torch.compile(net, fullgraph=True, dynamic=False)(image)
         torch.testing.assert_close(got, net(image), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["maxvit/tiny", "favit/b0", "cswin/tiny"])
+def test_unet_says_what_its_backbone_takes(backbone: str) -> None:
+    """Padded to `multiple` and `smallest`, any picture goes through."""
+    network = models.create(
+        "unet", backbone=backbone, overrides={"depths": [1, 1, 1, 1]}, in_channels=1, classes=2
+    ).eval()
+    image = inputs.padded(torch.randn(1, 1, 40, 70), network.multiple, network.smallest)
+    with torch.inference_mode():
+        assert network(image).shape == (1, 2, *image.shape[-2:])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from apps.medical.segmentation._unet import UNetConfig
@@ -101,8 +97,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         WeightsError: as core.checkpoints.read_checkpoint; where code would run, with the way to a plain file.
     """
     try:
-        with _numpy_allowed():
-            return read_checkpoint(path)
+        return read_checkpoint(path)
     except WeightsError as error:
         if "would run code" not in str(error):
             raise
@@ -110,19 +105,6 @@ def read(path: str | Path) -> dict[str, Tensor]:
             f"{error}, or, if you trust it, write one where it was made: s = torch.load(FILE, weights_only=False); "
             "torch.save({'network_weights': s['network_weights']}, NEW)"
         ) from None
-
-
-@contextmanager
-def _numpy_allowed() -> Iterator[None]:
-    """NumPy's plain numbers and arrays in a checkpoint, which hold values and no code."""
-    # Looked up by name: they are private to NumPy, and its first version had them in another module.
-    parts: list[Any] = [np.ndarray, np.dtype, codecs.encode]
-    parts += [t for t in vars(np.dtypes).values() if isinstance(t, type) and t is not np.dtypes.ObjectDType]
-    multiarray = np._core.multiarray  # type: ignore[attr-defined]
-    for name in ("scalar", "_reconstruct"):
-        parts += [(getattr(multiarray, name), f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
-    with torch.serialization.safe_globals(parts):
-        yield
 
 
 def _is_whole(module: Any, state: Mapping[str, Tensor], network: str) -> bool:
@@ -163,8 +145,7 @@ def _backbone(
     if state.keys() == own.keys():
         given = dict(state)
     else:
-        with _numpy_allowed():
-            loaded = load_published(config.backbone, path, **config.overrides)
+        loaded = load_published(config.backbone, path, **config.overrides)
         given = (loaded.backbone if isinstance(loaded, Classifier) else loaded).state_dict()
     left = []
     for name in sorted(own.keys() | given.keys()):
