@@ -170,6 +170,19 @@ def test_it_learns_and_is_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture
     assert segment("train", *more, "--set", *SMALL, "--init", out) == 0
 
 
+def test_folds_are_bundles_and_their_mean_predicts(tmp_path: Path) -> None:
+    folder, out = dataset(tmp_path / "d", 3), tmp_path / "run"
+    words = ["--recipe.epochs", "1", "--recipe.steps-per-epoch", "2", "--folds", "2", "--set", *SMALL]
+    assert segment("train", folder, "--out", out, *QUICK, *words) == 0
+    assert [p.name for p in sorted(out.iterdir())] == ["fold_0", "fold_1"]
+    seen = [set(json.loads((out / f"fold_{k}" / "report.json").read_text())["trained_on"]) for k in (0, 1)]
+    assert not set.intersection(*seen)
+    assert segment("predict", out, folder / "imagesTs", "--out", tmp_path / "masks") == 0
+    assert {p.name for p in (tmp_path / "masks").glob("*.nii.gz")} == {"Ts0.nii.gz", "Ts1.nii.gz"}
+    steps = list(csv.DictReader((tmp_path / "masks" / "applied.csv").open()))
+    assert any("axes reordered" in r["applied"] for r in steps)
+
+
 def test_faults_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = dataset(tmp_path / "d", 3)
     assert segment("train", folder, "--out", tmp_path / "r", "--recipe", "publshed") == 2

@@ -263,7 +263,7 @@ def predict(
 
     Args:
         paths: one or several bundles (their mean is taken), then files and folders.
-        out: folder for masks, overlays/, volumes.csv.
+        out: folder for masks, overlays/, volumes.csv, and applied.csv with what was done to each file.
         format: of the masks; by default the input's own (DICOM-SEG for DICOM).
         probabilities: write the classes' probabilities, too.
         overlays: draw a picture for each item.

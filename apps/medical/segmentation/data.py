@@ -309,5 +309,6 @@ def chosen(data: Data, part: str) -> tuple[Case, ...]:
     """The labelled cases of "train" or "test". Raises InputError where there are none."""
     cases = tuple(c for c in (data.test if part == "test" else data.train) if c.label is not None)
     if not cases:
-        raise InputError(f"{data.folder}: has no labelled {part} cases")
+        other = "train" if part == "test" else "test"
+        raise InputError(f"{data.folder}: has no labelled {part} cases; --part {other} scores the others")
     return cases

@@ -106,7 +106,7 @@ def _section(show: Show, work: Path, *, full: bool) -> page.Section:
         settings, network, runs[name] = train(data, part, options, recipe)
         bundle.save(folder, network, settings, {"data": show.card, "minutes": minutes, "validation": None})
         scored[name] = evaluate.score(Pipeline.load(folder), data, test, by=show.by).cases
-    for name, answer in (("k-means on values", _kmeans), ("mean training mask", baselines.atlas_baseline)):
+    for name, answer in (("k-means on grey values", _kmeans), ("mean training mask", baselines.atlas_baseline)):
         scored[name] = _simple(data, test, answer, show.by)
     for name, cases in scored.items():
         print(f"  {name}: Dice {metrics.report(cases).mean['dice'].mean:.3f}")
@@ -121,7 +121,9 @@ def _section(show: Show, work: Path, *, full: bool) -> page.Section:
         for name, f in runs.items()
     }
     figures.append(
-        page.Figure(curve(_summed(lines), "Dice on validation slices", "seconds of training", "Dice"), "learning")
+        page.Figure(
+            curve(_summed(lines), "Dice on validation slices", "seconds of training", "Dice"), "Learning, by wall time."
+        )
     )
     figures.append(_table(reports))
     return page.Section(

@@ -75,12 +75,12 @@ def predict(folders: Sequence[Path], files: Sequence[Path], out: Path, choices: 
     setup = partial(_setup, tuple(folders), out, choices, key)
     if len(items) == 1 and left:  # its error is the user's whole answer
         print(setup()(left[0]))
-        volumes(out, items)
+        tables(out, items)
         return 0
     with batch.Log(len(left), out, what="items") as log:
         for answer in batch.each(left, setup, name=lambda i: str(i.path), workers=workers):
             log.add(answer, answer.result if isinstance(answer, batch.Done) else "")
-    volumes(out, items)
+    tables(out, items)
     return log.code
 
 
@@ -105,7 +105,7 @@ def _one(pipeline: Pipeline, out: Path, choices: Choices, key: str, item: reader
     if choices.overlays:
         with aside(out / "overlays" / f"{item.id}.png") as part:
             part.write_bytes(pictures.png(result.draw()))
-    note = {"key": key, "stamp": stamp(item), "rows": result.volumes(), "id": item.id}
+    note = {"key": key, "stamp": stamp(item), "rows": result.volumes(), "applied": list(result.meta.applied)}
     write_text(out / _NOTES / f"{item.id}.json", json.dumps(note))
     return f"{path}: {', '.join(map(_amount, filter(_there, result.volumes()))) or 'nothing found'}"
 
@@ -136,21 +136,24 @@ def done(out: Path, item: readers.Item, key: str) -> bool:
     return bool(masks) and known.get("key") == key and known.get("stamp") == stamp(item)
 
 
-def volumes(out: Path, items: Sequence[readers.Item]) -> None:
-    """One CSV over all finished items: class, voxels, mm3 and ml."""
-    rows: list[dict[str, Any]] = []
+def tables(out: Path, items: Sequence[readers.Item]) -> None:
+    """Over all finished items: volumes.csv (class, samples, mm3, ml) and applied.csv (what was done to each file)."""
+    sizes, steps = io.StringIO(), io.StringIO()
+    measured = csv.DictWriter(sizes, COLUMNS, lineterminator="\n")
+    measured.writeheader()
+    done = csv.writer(steps, lineterminator="\n")
+    done.writerow(("item", "applied"))
     for item in items:
-        note = out / _NOTES / f"{item.id}.json"
-        if note.is_file():
-            rows += [{"item": item.id, **row} for row in json.loads(note.read_text(encoding="utf-8"))["rows"]]
-    if not rows:
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    write_text(out / "volumes.csv", text.getvalue())
+        path = out / _NOTES / f"{item.id}.json"
+        if not path.is_file():
+            continue
+        note = json.loads(path.read_text(encoding="utf-8"))
+        for row in note["rows"]:
+            numbers = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            measured.writerow({"item": item.id, **numbers})
+        done.writerows((item.id, words) for words in note["applied"])
+    write_text(out / "volumes.csv", sizes.getvalue())
+    write_text(out / "applied.csv", steps.getvalue())
 
 
 def stamp(item: readers.Item) -> list[list[Any]]:
