@@ -151,6 +151,7 @@ def test_it_learns_and_is_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture
     assert segment("train", *words) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["epochs"] == 3
+    assert not (out / "cache").exists()
     assert report["validation"]["mean"]["dice"]["mean"] > 0.6  # squares as bright as these are easy
     assert set(report["trained_on"]) | {c["id"] for c in report["validation"]["scores"]} == {f"Tr{i}" for i in range(4)}
     assert "dice: 2 |T and P|" in capsys.readouterr().out

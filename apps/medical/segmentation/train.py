@@ -27,6 +27,7 @@ from core.training.losses import DeepSupervision, DiceCE
 from core.training.recipe import Recipe
 from core.training.store import seed_all
 
+CACHE = "cache"  # folder of the prepared cases, inside the run's
 _FINE = 32  # patches are multiples of it at least: every backbone divides them without a rest
 _LOOKED = 96  # slices that an epoch's validation looks at
 
@@ -184,7 +185,7 @@ def train(
         rows, columns = (-(-p // multiple) * multiple for p in made.patch)
         made = replace(made, patch=(rows, columns))
     say(_told(made))
-    cache = part.out / "cache"
+    cache = part.out / CACHE
     seen, unseen = (prepare(data, cases, made.input, cache) for cases in (part.train, part.val))
     if init is not None:
         say(model.initialise(net, name, init, classes=data.classes))

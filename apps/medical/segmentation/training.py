@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from apps.medical.segmentation import data as sets
 from apps.medical.segmentation import evaluate, model
 from apps.medical.segmentation.options import TASK, Options
 from apps.medical.segmentation.pipeline import Member, Pipeline
-from apps.medical.segmentation.train import Part, parts, plain, train
+from apps.medical.segmentation.train import CACHE, Part, parts, plain, train
 from core import batch, bundle
 from core.errors import InputError, SettingError
 from core.training.fit import Fitted
@@ -74,6 +75,7 @@ def finish(
         print("\n" + evaluate.table(scored.report))
         story["validation"] = {**scored.report.as_dict(), "scores": [c.as_dict() for c in scored.cases]}
         made = bundle.save(part.out, network, settings, story)
+    shutil.rmtree(part.out / CACHE, ignore_errors=True)  # copies of scans do not belong into what is passed on
     print(f"\nbundle: {part.out}")
     return made
 
