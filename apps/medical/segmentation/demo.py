@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from apps.medical.segmentation.metrics import CaseScore
 from apps.medical.segmentation.options import SHORT, Options
 from apps.medical.segmentation.pipeline import Pipeline
 from apps.medical.segmentation.prepare import scan
-from apps.medical.segmentation.train import parts, train
+from apps.medical.segmentation.train import CACHE, parts, train
 from core import bundle, page
 from core.data import cards, samples
 from core.pictures import curve
@@ -37,6 +37,7 @@ class Show:
         name: of the network in tables.
         recipe: its time is set by `minutes`.
         minutes: of training: in `demo`, in `demo --full`.
+        quick: what `demo` changes in the options, so that its half minute is enough to learn something.
         by: protocol of the scores.
     """
 
@@ -47,11 +48,13 @@ class Show:
     name: str
     recipe: Recipe
     minutes: tuple[float, float]
+    quick: Mapping[str, Any] = field(default_factory=dict)
     by: str = "house"
 
 
 _RECIPE = replace(SHORT, epochs=400, steps_per_epoch=25, batch=4, lr=2e-3)
 SMALL = {"widths": [12, 24, 48, 96, 128], "dims": [24, 48, 96, 128], "depths": [1, 1, 1, 1], "state": 4}
+TINY = {"widths": [8, 16, 32, 64, 96], "dims": [16, 32, 64, 96], "depths": [1, 1, 1, 1], "state": 4}
 SHOWS = (
     Show(
         "abdomen-mr",
@@ -61,7 +64,8 @@ SHOWS = (
         Options(network="swin_umamba", settings=SMALL, patch=(96, 96), validation=0.2),
         "swin_umamba, reduced",
         _RECIPE,
-        (0.4, 4.0),
+        (0.5, 4.0),
+        {"settings": TINY, "spacing": (5.0, 5.0), "patch": (64, 64)},
     ),
     Show(
         "ihc-nuclei",
@@ -93,6 +97,8 @@ def _section(show: Show, work: Path, *, full: bool) -> page.Section:
     samples.sample(cards.find(show.card), work / "data")
     data = sets.find(work / "data")
     test = sets.chosen(data, "test")
+    if not full:
+        show = replace(show, options=replace(show.options, **show.quick))
     minutes = show.minutes[int(full)]
     recipe = replace(show.recipe, minutes=minutes)
     scored: dict[str, tuple[CaseScore, ...]] = {}
@@ -104,6 +110,7 @@ def _section(show: Show, work: Path, *, full: bool) -> page.Section:
         folder = work / options.network
         (part,) = parts(data, options, recipe.seed, folder)
         settings, network, runs[name] = train(data, part, options, recipe)
+        shutil.rmtree(folder / CACHE)
         bundle.save(folder, network, settings, {"data": show.card, "minutes": minutes, "validation": None})
         scored[name] = evaluate.score(Pipeline.load(folder), data, test, by=show.by).cases
     for name, answer in (("k-means on grey values", _kmeans), ("mean training mask", baselines.atlas_baseline)):
@@ -141,6 +148,8 @@ def _commands(show: Show, minutes: float) -> list[str]:
     network = f"--network {o.network}" + (f" --backbone {o.backbone}" if o.network == "unet" else "")
     reduced = "".join(f" '{k}={v}'" for k, v in o.settings.items())
     reduced = f" --set{reduced}" if reduced else ""
+    if o.spacing is not None:
+        reduced += f" --spacing {o.spacing[0]:g} {o.spacing[1]:g}"
     if o.patch is not None:
         reduced += f" --patch {o.patch[0]} {o.patch[1]}"
     r = show.recipe
