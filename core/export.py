@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import core
 from core import registry, weights
 from core.checkpoints import read_checkpoint
+from core.compression.fold import fold
 from core.data.contract import published
 from core.errors import InputError, MissingExtraError
 
@@ -134,6 +135,7 @@ def export(
     model = copy.deepcopy(model).float().cpu().eval()  # the caller's stays as it is
     with torch.no_grad():
         answer = model(image)
+    model = fold(model)  # batch norms into the convolutions beside them; compared with the answer from before
     answers = list(answer) if isinstance(answer, list | tuple) else [answer]
     outputs = ["logits"] if isinstance(answer, Tensor) else [f"level{i}" for i in range(len(answers))]
     aside = path.with_name(path.name + ".part")  # a folder: large weights lie in a second file that the first names

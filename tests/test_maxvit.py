@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from core import registry
 from core.backbones import maxvit
+from core.compression.fold import fold
 from core.errors import SettingError, ShapeError, WeightsError
 from core.layers.convs import MBConv, SqueezeExcitation, TanhGELU
 from core.mixers.multi_axis import Axis, MultiAxisAttention
@@ -331,3 +332,18 @@ def test_compiles_whole() -> None:
     with torch.no_grad():
         for a, b in zip(torch.compile(model, fullgraph=True)(image), model(image), strict=True):
             torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_every_norm_folds_into_the_weights() -> None:
+    torch.manual_seed(0)
+    model = registry.create("maxvit/tiny", depths=(1, 2, 1, 1), classes=5).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    image = torch.randn(1, 3, 224, 224)
+    folded = fold(model)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    with torch.inference_mode():
+        want = model(image)
+        assert (folded(image) - want).abs().max() < 1e-4 * want.std()

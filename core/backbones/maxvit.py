@@ -62,6 +62,8 @@ class MaxViTConfig:
 class Stem(nn.Module):
     """Two 3 x 3 convolutions, (B, C, H, W) -> (B, H / 2, W / 2, dim)."""
 
+    fusable = (("conv1", "norm"),)  # for core.compression.fold
+
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, dim, 3, 2)

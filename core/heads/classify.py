@@ -56,6 +56,7 @@ class MapHead(nn.Module):
     """Last level (B, C, H, W) -> logits (B, classes)."""
 
     takes = "pyramid"
+    fusable = (("norm", "hidden", "fc"),)  # for core.compression.fold: a batch norm and the mean over the map commute
 
     def __init__(self, dim: int, classes: int, head: ClassifierHead) -> None:
         super().__init__()

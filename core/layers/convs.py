@@ -85,6 +85,8 @@ class MBConv(nn.Module):
         eps, momentum: of the batch norms.
     """
 
+    fusable = (("norm0", "widen", "norm1"), ("depthwise", "norm2"))  # for core.compression.fold
+
     def __init__(
         self, dim: int, out: int, *, stride: int = 1, expand: float = 4.0, squeeze: float = 0.25,
         drop_path: float = 0.0, eps: float = 1e-3, momentum: float = 0.01,
@@ -105,7 +107,8 @@ class MBConv(nn.Module):
         self.shortcut = Linear(dim, out) if dim != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.drop_path(self.narrow(self.se(self._inner(x) if self.training else self._inner_folded(x))))
+        plain = self.training or isinstance(self.norm0, nn.Identity)  # folded for good by core.compression.fold
+        y = self.drop_path(self.narrow(self.se(self._inner(x) if plain else self._inner_folded(x))))
         if self.stride > 1:
             x = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride).permute(0, 2, 3, 1)
         return self.shortcut(x) + y
