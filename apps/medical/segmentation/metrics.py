@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from apps.medical.segmentation import _ids, _instances, _surfaces
 from apps.medical.segmentation._anatomy import structure
+from apps.medical.segmentation._definitions import definitions
 from apps.medical.segmentation._instances import InstanceScore, components, match
-from apps.medical.segmentation._report import Comparison, Report, Summary, paired, report
+from core import scores
 from core.errors import InputError, SettingError, ShapeError, UnknownNameError
+from core.scores import REPEATS, Comparison, Report, Summary
 
 __all__ = [
     "PROTOCOLS",
@@ -183,6 +185,16 @@ def score(
         pair = None if window is None else (truth[window] == i, prediction[window] == i)
         values[name], why[name] = _one(pair, rule, steps, name)
     return CaseScore(id, group, rule, unit, values, {c: w for c, w in why.items() if w})
+
+
+def report(cases: Sequence[CaseScore], *, repeats: int = REPEATS, seed: int = 0) -> Report:
+    """The means of cases that one protocol scored, with these metrics' definitions; errors as of core.scores.report."""
+    return scores.report(cases, definitions, repeats=repeats, seed=seed)
+
+
+def paired(a: Sequence[CaseScore], b: Sequence[CaseScore], *, repeats: int = REPEATS, seed: int = 0) -> Comparison:
+    """Two models on the same cases; errors as of core.scores.paired."""
+    return scores.paired(a, b, definitions, repeats=repeats, seed=seed)
 
 
 def _one(

@@ -1,23 +1,54 @@
-"""From the scores of cases to means with n, what was left out, intervals, and two models compared."""
+"""From the scores of cases to means with n, what was left out, intervals, and two models compared; for every app.
+
+An app scores its cases by its own metrics (`Case`) and says what each number means (`Definitions`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.segmentation._definitions import definitions
-from core.errors import InputError
-
-if TYPE_CHECKING:
-    from apps.medical.segmentation.metrics import CaseScore
+from core.errors import InputError, MissingExtraError
 
 LEVEL = 0.95
 REPEATS = 2000
 MEAN = "mean"
+
+
+class Rule(Protocol):
+    """How cases were scored."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+    @property
+    def average(self) -> str: ...  # "classes": over cases first, then classes; "images": over a case's classes first
+
+
+class Case(Protocol):
+    """What one case scored: class -> metric -> value, NaN where left out; `group` (patient, scene) is resampled."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def protocol(self) -> Any: ...  # a Rule
+    @property
+    def unit(self) -> str: ...
+    @property
+    def values(self) -> Mapping[str, Mapping[str, float]]: ...
+    @property
+    def left_out(self) -> Mapping[str, Mapping[str, str]]: ...
+
+
+Definitions = Callable[[Any, str, Sequence[str], int], dict[str, str]]
+"""Rule, unit, classes and number of draws -> metric, "empty", "mean", "interval" -> a sentence."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +130,7 @@ class Comparison:
         return vars(self) | {"only_a": list(self.only_a), "only_b": list(self.only_b)}
 
 
-def report(cases: Sequence[CaseScore], *, repeats: int = REPEATS, seed: int = 0) -> Report:
+def report(cases: Sequence[Case], definitions: Definitions, *, repeats: int = REPEATS, seed: int = 0) -> Report:
     """Sum up cases that one protocol scored.
 
     Raises InputError for no cases, for cases of unlike protocol, classes or unit (millimetres and samples do not mix),
@@ -133,7 +164,9 @@ def report(cases: Sequence[CaseScore], *, repeats: int = REPEATS, seed: int = 0)
     )
 
 
-def paired(a: Sequence[CaseScore], b: Sequence[CaseScore], *, repeats: int = REPEATS, seed: int = 0) -> Comparison:
+def paired(
+    a: Sequence[Case], b: Sequence[Case], definitions: Definitions, *, repeats: int = REPEATS, seed: int = 0
+) -> Comparison:
     """Compare two models case by case, on the ids that both have.
 
     Only pairs where both values count are used, so means can differ from the reports'. Raises InputError as `report`
@@ -175,7 +208,7 @@ def paired(a: Sequence[CaseScore], b: Sequence[CaseScore], *, repeats: int = REP
     return Comparison(rows, *missing, words)
 
 
-def _checked(cases: Sequence[CaseScore]) -> tuple[list[str], list[str]]:
+def _checked(cases: Sequence[Case]) -> tuple[list[str], list[str]]:
     if not cases:
         raise InputError("no case was scored, so there is nothing to report")
     first = cases[0]
@@ -192,7 +225,7 @@ def _checked(cases: Sequence[CaseScore]) -> tuple[list[str], list[str]]:
     return list(first.values), list(first.protocol.metrics)
 
 
-def _groups(cases: Sequence[CaseScore]) -> NDArray[np.intp]:
+def _groups(cases: Sequence[Case]) -> NDArray[np.intp]:
     """The group of each case as a number; a case without one is its own."""
     keys = [("group", case.group) if case.group else ("case", str(i)) for i, case in enumerate(cases)]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
@@ -247,8 +280,10 @@ def _summary(
 
 def _p(gap: NDArray[np.floating[Any]], groups: NDArray[np.intp]) -> float | None:
     """Of no difference between groups; None with fewer than two groups."""
-    from scipy.stats import wilcoxon
-
+    try:
+        from scipy.stats import wilcoxon
+    except ImportError:
+        raise MissingExtraError("scipy", "train") from None
     means = np.array([m for g in np.unique(groups) if (m := _mean(gap[groups == g])) is not None])
     if len(means) < 2:
         return None
