@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_medical_networks import DIMS, release
 from test_medical_segment import grey_png, made, segment
 
 from apps.medical.segmentation import model
@@ -47,14 +48,21 @@ def test_import_makes_a_bundle_that_answers_as_the_network(tmp_path: Path, capsy
         assert not (tmp_path / "c").exists()
 
 
-def test_import_of_an_encoder_says_how_to_use_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from core import registry
-
-    backbone = registry.create("convnext/v2_atto", in_channels=1)
-    torch.save({"model": {f"backbone.{n}": v for n, v in backbone.state_dict().items()}}, tmp_path / "e.pth")
-    assert segment("import", tmp_path / "e.pth", "--out", tmp_path / "b", "--network", "unet") == 2
-    assert not (tmp_path / "b").exists()
-    assert "e.pth" in capsys.readouterr().err
+def test_an_imported_encoder_is_what_training_begins_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """VMamba's ImageNet file in its authors' names, into swin_umamba: a bundle to begin with, not to predict by."""
+    state = release(3)
+    torch.save({"model": state}, tmp_path / "vssm.pth")
+    small = [f"{k}={list(v)}" for k, v in DIMS.items()]
+    words = ["--network", "swin_umamba", "--classes", "background", "organ", "--channels", "MR", "--set", *small]
+    assert segment("import", tmp_path / "vssm.pth", "--out", tmp_path / "b", *words) == 0
+    assert "is untrained: begin with it" in capsys.readouterr().out
+    found = bundle.load(tmp_path / "b")
+    assert found.settings.network.config["classes"] == 2
+    assert segment("predict", tmp_path / "b", grey_png(tmp_path / "a.png"), "--out", tmp_path / "out") == 2
+    assert "cannot segment yet" in capsys.readouterr().err
+    filled = bundle.fill(model.create("swin_umamba", **found.settings.network.config), found)
+    got = filled.state_dict()["encoder.stages.2.merge.reduction.weight"]
+    assert torch.equal(got, state["layers.1.downsample.reduction.weight"])
 
 
 def test_export_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,8 +135,11 @@ def import_(
     spacing: tuple[float, float] | None = None,
     plane: Literal["", "axial", "coronal", "sagittal"] = "",
     patch: tuple[int, int] = (512, 512),
+    set: Annotated[list[str] | None, Many] = None,
 ) -> None:
     """Make a bundle of the authors' weights (or any of nnU-Net's form with `network_weights`).
+
+    Weights of an encoder alone (VMamba's ImageNet release) make a bundle that a training can begin with.
 
     Args:
         weights: the file; read without running anything in it.
@@ -147,10 +150,11 @@ def import_(
         spacing: millimetres along rows and columns that it was trained at.
         plane: of its slices.
         patch: rows and columns that it was trained on.
+        set: further settings of the network, where it is not the published size: NAME=VALUE.
     """
     from apps.medical.segmentation import training
 
-    training.import_(weights, out, network, classes, channels, spacing, plane, patch)
+    training.import_(weights, out, network, classes, channels, spacing, plane, patch, flags.pairs(set or []))
 
 
 @app.command

@@ -112,6 +112,8 @@ class Pipeline:
             InputError: bundles that do not fit together.
         """
         found = [bundle.load(f, task=TASK) for given in folders for f in members(Path(given))]
+        for one in found:
+            trained(one)
         return cls(found, device=device, precision=precision, batch=batch)
 
     @classmethod
@@ -244,6 +246,15 @@ def members(folder: Path) -> list[Path]:
         if folds:
             return folds
     return [folder]
+
+
+def trained(found: bundle.Bundle) -> None:
+    """Raises InputError for a bundle whose network cannot answer yet (an imported encoder)."""
+    if "untrained" in found.report:
+        raise InputError(
+            f"{found.folder}: {found.report['untrained']} is untrained, so it cannot segment yet; begin a training "
+            f"with it: glocal medical segment train DATA --init {found.folder}"
+        )
 
 
 def _agree(one: bundle.Bundle, other: bundle.Bundle) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from apps.medical import readers
 from apps.medical.segmentation.options import TASK
-from apps.medical.segmentation.pipeline import Pipeline, members
+from apps.medical.segmentation.pipeline import Pipeline, members, trained
 from apps.medical.segmentation.results import COLUMNS
 from core import batch, bundle, pictures
 from core.files import aside, write_text
@@ -61,6 +61,8 @@ def predict(folders: Sequence[Path], files: Sequence[Path], out: Path, choices: 
         InputError: no file, a bundle that cannot be used; with a single file also what is wrong with that.
     """
     bundles = [bundle.load(f, task=TASK) for given in folders for f in members(given)]
+    for found in bundles:
+        trained(found)
     settings = bundles[0].settings
     items = readers.find(files, channels=len(settings.input.channels))
     out.mkdir(parents=True, exist_ok=True)

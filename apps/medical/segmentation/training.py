@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from apps.medical.segmentation.options import TASK, Options
 from apps.medical.segmentation.pipeline import Member, Pipeline
 from apps.medical.segmentation.train import CACHE, Part, parts, plain, train
 from core import batch, bundle
-from core.errors import InputError, SettingError
+from core.errors import SettingError
 from core.training.fit import Fitted
 from core.training.recipe import Recipe
 
@@ -89,14 +89,11 @@ def import_(
     spacing: tuple[float, float] | None,
     plane: str,
     patch: tuple[int, int],
+    more: Mapping[str, Any],
 ) -> bundle.Bundle:
     """A bundle of published weights; what the file does not say is the user's."""
-    built, taken = model.import_weights(weights, network)
-    if taken.part != "network":
-        raise InputError(
-            f"{weights}: holds an encoder only, which cannot segment yet; train from it: "
-            f"glocal medical segment train DATA --network {network} --init {weights} --out {out}"
-        )
+    counted = {k: len(v) for k, v in (("in_channels", channels), ("classes", classes)) if v}
+    built, taken = model.import_weights(weights, network, model.configured(network, {**more, **counted}))
     config = taken.config
     names = list(classes or ["background", *(f"class {i}" for i in range(1, config.classes))])
     if len(names) != config.classes:
@@ -116,9 +113,14 @@ def import_(
         bundle.Output({name: i for i, name in enumerate(names)}),
         bundle.Tile(patch),
     )
-    made = bundle.save(out, built, settings, {"imported": taken.sentence(weights.name), "validation": None})
+    story: dict[str, Any] = {"imported": taken.sentence(weights.name), "validation": None}
+    if taken.part != "network":
+        story["untrained"] = f"all but its {taken.part}"
+    made = bundle.save(out, built, settings, story)
     print(taken.sentence(weights.name))
     print(f"bundle: {out}")
+    if taken.part != "network":
+        print(f"all but its {taken.part} is untrained: begin with it, glocal medical segment train DATA --init {out}")
     return made
 
 
