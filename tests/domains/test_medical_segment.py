@@ -425,3 +425,10 @@ def test_planes_come_back(plane: str) -> None:
     assert part.shape == (1, 1, 2, 1)
     assert known[0, 0, 0] == np.False_
     assert part[0, 0, 1, 0] == read[0, 0, 0, 1]
+
+
+def test_norm_clips_and_puts_invalid_values_at_the_mean() -> None:
+    normal = inputs.Norm((10.0,), (2.0,), (0.0, 20.0))
+    values = torch.tensor([[[[0, 14, 50, 99]]]], dtype=torch.int16)
+    valid = torch.tensor([[[True, True, True, False]]])
+    assert normal(values, valid).flatten().tolist() == [-5.0, 2.0, 5.0, 0.0]
