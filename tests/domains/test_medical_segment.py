@@ -245,6 +245,21 @@ def test_other_choices_or_a_changed_file_are_worked_on_again(grey: Path, tmp_pat
     assert stamp() != second
 
 
+def test_a_mask_that_was_deleted_is_made_again(grey: Path, tmp_path: Path) -> None:
+    """Also where another item's name begins alike, or has letters that mean something in patterns."""
+    out = tmp_path / "out"
+    for name in ("a.png", "a.b.png", "c [1].png"):
+        grey_png(tmp_path / "in" / name)
+    for _ in range(2):
+        assert segment("predict", grey, tmp_path / "in", "--out", out, "--no-overlays") == 0
+        assert {p.name for p in out.glob("*.png")} == {"a.png", "a.b.png", "c [1].png"}
+        stamp = (out / "c [1].png").stat().st_mtime_ns
+        (out / "a.png").unlink()
+    assert segment("predict", grey, tmp_path / "in", "--out", out, "--no-overlays") == 0
+    assert (out / "a.png").is_file()
+    assert (out / "c [1].png").stat().st_mtime_ns == stamp
+
+
 def _missing(tmp: Path) -> Path:
     return tmp / "none.nii.gz"
 

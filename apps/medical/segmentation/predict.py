@@ -107,7 +107,8 @@ def _one(pipeline: Pipeline, out: Path, choices: Choices, key: str, item: reader
     if choices.overlays:
         with aside(out / "overlays" / f"{item.id}.png") as part:
             part.write_bytes(pictures.png(result.draw()))
-    note = {"key": key, "stamp": stamp(item), "rows": result.volumes(), "applied": list(result.meta.applied)}
+    note = {"key": key, "stamp": stamp(item), "mask": path.name}
+    note |= {"rows": result.volumes(), "applied": list(result.meta.applied)}
     write_text(out / _NOTES / f"{item.id}.json", json.dumps(note))
     return f"{path}: {', '.join(map(_amount, filter(_there, result.volumes()))) or 'nothing found'}"
 
@@ -134,8 +135,8 @@ def done(out: Path, item: readers.Item, key: str) -> bool:
         known = json.loads(note.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return False
-    masks = [p for p in out.glob(f"{item.id}.*") if p.is_file()]
-    return bool(masks) and known.get("key") == key and known.get("stamp") == stamp(item)
+    there = (out / str(known.get("mask", ""))).is_file()
+    return there and known.get("key") == key and known.get("stamp") == stamp(item)
 
 
 def tables(out: Path, items: Sequence[readers.Item]) -> None:
