@@ -107,7 +107,7 @@ def _one(pipeline: Pipeline, out: Path, choices: Choices, key: str, item: reader
     if choices.overlays:
         with aside(out / "overlays" / f"{item.id}.png") as part:
             part.write_bytes(pictures.png(result.draw()))
-    note = {"key": key, "stamp": stamp(item), "mask": path.name}
+    note: dict[str, Any] = {"key": key, "stamp": stamp(item), "mask": path.name}
     note |= {"rows": result.volumes(), "applied": list(result.meta.applied)}
     write_text(out / _NOTES / f"{item.id}.json", json.dumps(note))
     return f"{path}: {', '.join(map(_amount, filter(_there, result.volumes()))) or 'nothing found'}"
