@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 	$(BIN)/pip install -q --upgrade pip
 
 $(VENV)/demo.done: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[medical]'
+	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[medical,colorization,deblurring]'
 	touch $@
 
 $(VENV)/test.done: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python

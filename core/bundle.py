@@ -13,7 +13,7 @@ import hashlib
 import json
 import platform
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,6 +155,30 @@ def fill(model: nn.Module, bundle: Bundle) -> nn.Module:
 
     weights.load(model, bundle.weights)
     return model.eval()
+
+
+def members(folder: Path) -> list[Path]:
+    """The bundle in a folder, or its folds (fold_0, fold_1, ...)."""
+    if not (folder / SETTINGS).is_file():
+        folds = sorted(p for p in folder.glob("fold_*") if (p / SETTINGS).is_file())
+        if folds:
+            return folds
+    return [folder]
+
+
+def apart(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The bundles (or folders of folds) among the paths that a command was given, and the rest.
+
+    Raises InputError where there is no bundle.
+    """
+    found = [p for p in paths if any((m / SETTINGS).is_file() for m in members(p))]
+    if not found:
+        raise InputError(
+            f"{paths[0]}: is no bundle; name one that `train` or `import` wrote, then files"
+            if paths
+            else "name a bundle, then files"
+        )
+    return found, [p for p in paths if p not in found]
 
 
 def settings_text(settings: Settings) -> str:

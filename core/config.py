@@ -82,3 +82,9 @@ def _fitted(value: Any, hint: Any, what: str) -> Any:
         return value
     name = getattr(hint, "__name__", None) if origin is None else None
     raise SettingError(f"{what} is {name or str(hint).replace('typing.', '')}, got {value!r}")
+
+
+def as_table(config: Any) -> dict[str, Any]:
+    """A dataclass as a table for TOML: tuples as lists, unset (None) values left out; `merge` reads it back."""
+    values = dataclasses.asdict(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}

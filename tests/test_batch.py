@@ -13,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from core import batch, files, flags
+from core import batch, files, flags, jobs
 from core.batch import Done, Failure
 from core.errors import FileError, InputError, SettingError, UnknownNameError
 from core.files import DiskFullError
@@ -179,3 +179,56 @@ def test_pairs() -> None:
     with pytest.raises(SettingError, match="NAME=VALUE"):
         flags.pairs(["depth"])
     assert "deep" not in flags.optional(Knobs, without=["deep"]).__annotations__
+
+
+class _Item:
+    def __init__(self, path: Path) -> None:
+        self.id, self.paths = path.stem, (path,)
+
+
+def _copied(job: jobs.Jobs, seen: list[str], item: _Item) -> str:
+    (path,) = item.paths
+    text = path.read_text()
+    if text == "bad":
+        raise FileError(path, "is bad", "give a good one")
+    seen.append(item.id)
+    out = job.out / f"{item.id}.txt"
+    out.write_text(text)
+    job.finish(item, [out], length=len(text))
+    return item.id
+
+
+def test_jobs_go_on_and_see_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = [tmp_path / f"{n}.in" for n in "abc"]
+    for file in inputs:
+        file.write_text(file.stem * 3)
+    inputs[1].write_text("bad")
+    items = [_Item(f) for f in inputs]
+    out = tmp_path / "out"
+    out.mkdir()
+    job, seen = jobs.Jobs(out, jobs.key_of({"tile": 3})), []
+    assert jobs.run(items, lambda: partial(_copied, job, seen), job) == 1
+    assert seen == ["a", "c"]
+    assert "b.in: is bad" in (out / batch.FAILURES).read_text()
+    assert [(id, note["length"]) for id, note in job.notes(items)] == [("a", 3), ("c", 3)]
+    inputs[1].write_text("good")
+    assert jobs.run(items, lambda: partial(_copied, job, seen), job) == 0
+    assert seen == ["a", "c", "b"]  # the finished ones were not done again
+    assert not (out / batch.FAILURES).exists()
+    assert "2 of 3 are done already" in capsys.readouterr().out
+    (out / "a.txt").unlink()  # a result that is gone, a file that changed, other settings: again
+    inputs[2].write_text("changed")
+    assert jobs.run(items, lambda: partial(_copied, job, seen), job) == 0
+    assert seen[3:] == ["a", "c"]
+    other = jobs.Jobs(out, jobs.key_of({"tile": 4}))
+    assert not any(other.done(i) for i in items)
+    assert list(other.notes(items)) == []
+
+
+def test_the_error_of_a_single_item_is_the_answer(tmp_path: Path) -> None:
+    file = tmp_path / "b.in"
+    file.write_text("bad")
+    job = jobs.Jobs(tmp_path, "k")
+    with pytest.raises(FileError, match=r"b\.in: is bad"):
+        jobs.run([_Item(file)], lambda: partial(_copied, job, []), job)
+    assert not job.done(_Item(file))

@@ -161,3 +161,18 @@ def test_a_large_set_equals_the_plain_comparison():
     few = hashes[:120]
     plain = [(i, j, (int(a) ^ int(b)).bit_count()) for i, a in enumerate(few) for j, b in enumerate(few) if i < j]
     assert duplicates.near_duplicates(few, 24) == [p for p in plain if p[2] <= 24]
+
+
+def test_rounds_validate_every_group_once():
+    pairs = splits.rounds(GROUPS, validation=0.2, folds=4, seed=1)
+    assert sorted(i for _, held in pairs for i in held) == list(range(90))
+    for train, held in pairs:
+        assert sorted(train + held) == list(range(90))
+        assert not {GROUPS[i] for i in train} & {GROUPS[i] for i in held}
+    ((train, held),) = splits.rounds(GROUPS, validation=0.2)
+    assert len({GROUPS[i] for i in held}) == 6
+    assert sorted(train + held) == list(range(90))
+    with pytest.raises(InputError, match="folder: has one case or group only"):
+        splits.rounds(["a", "a"], validation=0.2, where="folder")
+    with pytest.raises(InputError, match="--folds is 2 to 30"):
+        splits.rounds(GROUPS, validation=0.2, folds=31)

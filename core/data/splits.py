@@ -76,6 +76,28 @@ def folds(groups: Sequence[str], k: int, seed: int = 0, *, strata: Sequence[Hash
     return list(split(groups, {str(i): 1 / k for i in range(k)}, seed, strata=strata).values())
 
 
+def rounds(
+    groups: Sequence[str], *, validation: float, folds: int = 0, seed: int = 0, where: str = "the data"
+) -> list[tuple[list[int], list[int]]]:
+    """Indices to train on and to validate on: one pair, or one for each of so many folds.
+
+    Groups as in `split`; `where` names the data in messages. Raises InputError for fewer than two groups or than folds.
+
+    >>> rounds(["a", "a", "b", "c", "d"], validation=0.5)
+    [([3, 4], [0, 1, 2])]
+    """
+    count = len(_members(groups, None)[0])
+    if count < 2:
+        raise InputError(f"{where}: has one case or group only; two are needed, one of them for validation")
+    if not folds:
+        train, val = split(groups, {"train": 1 - validation, "val": validation}, seed).values()
+        return [(train, val)]
+    if folds < 2 or folds > count:
+        raise InputError(f"--folds is 2 to {count} for this data, got {folds}")
+    held = list(split(groups, {str(i): 1 / folds for i in range(folds)}, seed).values())
+    return [(sorted(i for j, other in enumerate(held) if j != k for i in other), held[k]) for k in range(folds)]
+
+
 def named(ids: Sequence[str], lists: Mapping[str, Iterable[str]]) -> Parts:
     """A published split: indices of the items whose id a part lists. Items in no list are left out.
 

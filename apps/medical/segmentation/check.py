@@ -13,26 +13,8 @@ from apps.medical.segmentation import labels
 from apps.medical.segmentation.data import Case, Data, find
 from apps.medical.segmentation.prepare import scan
 from core import batch
+from core.commands import Checked
 from core.data import duplicates
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A data set's state.
-
-    Attributes:
-        facts: name -> value, for people.
-        problems: what must be mended before training, a sentence each.
-        remarks: what is worth knowing.
-    """
-
-    facts: dict[str, str]
-    problems: list[str]
-    remarks: list[str]
-
-    @property
-    def good(self) -> bool:
-        return not self.problems
 
 
 @dataclass(frozen=True)

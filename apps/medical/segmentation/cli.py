@@ -9,13 +9,11 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from apps.medical.segmentation.options import RECIPES, Options
-from core import flags
+from core import commands, flags
+from core.commands import Device, Many, Precision
 from core.errors import InputError, SettingError, UnknownNameError
 from core.training.recipe import Recipe
 
-Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Literal["32", "bf16", "16"]
-Many = Parameter(consume_multiple=True)
 _OptionFlags = flags.optional(Options, without=["settings"])
 _RecipeFlags = flags.optional(Recipe, "recipe")
 _NO_OPTIONS, _NO_CHANGES = _OptionFlags(), _RecipeFlags()
@@ -35,28 +33,8 @@ def inspect(*files: Path) -> int:
         files: NIfTI, DICOM (or the folder of a series), PNG, JPEG, TIFF.
     """
     from apps.medical import readers
-    from core import batch
 
-    if not files:
-        raise InputError("name a file to inspect")
-    if len(files) == 1:
-        _show(str(files[0]), readers.inspect(files[0]))
-        return 0
-    with batch.Log(len(files), None) as log:
-        for answer in batch.each(files, lambda: readers.inspect):
-            if isinstance(answer, batch.Done):
-                _show(answer.item, answer.result)
-            log.add(answer)
-    return log.code
-
-
-def _show(title: str, values: dict[str, object]) -> None:
-    print(title)
-    width = max(map(len, values), default=0)
-    for key, value in values.items():
-        if value not in (None, "", (), []):
-            text = "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            print(f"  {key.ljust(width)}  {text}")
+    return commands.inspect(files, readers.inspect)
 
 
 @app.command
@@ -69,14 +47,7 @@ def check(data: Path, /, *, groups: Path | None = None) -> int:
     """
     from apps.medical.segmentation import check as checks
 
-    found = checks.check(data, groups=groups)
-    _show(str(data), dict(found.facts))
-    for line in found.remarks:
-        print(f"note: {line}")
-    for line in found.problems:
-        print(f"problem: {line}")
-    print("ready to train" if found.good else f"{len(found.problems)} problems")
-    return 0 if found.good else 1
+    return commands.checked(data, checks.check(data, groups=groups))
 
 
 @app.command
@@ -283,11 +254,7 @@ def predict(
     """
     from core import bundle
 
-    bundles = [p for p in paths if (p / bundle.SETTINGS).is_file() or any(p.glob(f"fold_*/{bundle.SETTINGS}"))]
-    if not bundles:
-        raise InputError(f"{paths[0]}: is no bundle; name one that `train` or `import` wrote, then files" if paths
-                         else "name a bundle, then files")  # fmt: skip
-    files = [p for p in paths if p not in bundles]
+    bundles, files = bundle.apart(paths)
     if workers < 1 or batch < 1:
         raise SettingError(f"--workers and --batch are at least 1, got {workers} and {batch}")
     from apps.medical.segmentation import predict as predictions

@@ -111,7 +111,7 @@ class Pipeline:
             core.bundle.BundleError: missing, altered, of a later format, of another task.
             InputError: bundles that do not fit together.
         """
-        found = [bundle.load(f, task=TASK) for given in folders for f in members(Path(given))]
+        found = [bundle.load(f, task=TASK) for given in folders for f in bundle.members(Path(given))]
         for one in found:
             trained(one)
         return cls(found, device=device, precision=precision, batch=batch)
@@ -237,15 +237,6 @@ class Pipeline:
     def many(self, paths: Sequence[str | Path]) -> Iterator[batch.Done[Segmentation] | batch.Failure]:
         """Segment files one after the other; the error of one is its Failure. One result is in memory at a time."""
         return batch.each(list(paths), lambda: self)
-
-
-def members(folder: Path) -> list[Path]:
-    """The bundle in a folder, or its folds."""
-    if not (folder / bundle.SETTINGS).is_file():
-        folds = sorted(p for p in folder.glob("fold_*") if (p / bundle.SETTINGS).is_file())
-        if folds:
-            return folds
-    return [folder]
 
 
 def trained(found: bundle.Bundle) -> None:

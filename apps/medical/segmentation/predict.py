@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,13 +12,12 @@ from typing import Any
 
 from apps.medical import readers
 from apps.medical.segmentation.options import TASK
-from apps.medical.segmentation.pipeline import Pipeline, members, trained
+from apps.medical.segmentation.pipeline import Pipeline, trained
 from apps.medical.segmentation.results import COLUMNS
-from core import batch, bundle, pictures
+from core import bundle, jobs, pictures
 from core.files import aside, write_text
 
 ENDINGS = {"nifti": ".nii.gz", "dicom": ".dcm", "tiff": ".tif"}  # of masks, by the input's format; else .png
-_NOTES = ".done"  # folder of one note for each finished item
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def predict(folders: Sequence[Path], files: Sequence[Path], out: Path, choices: 
     Raises:
         InputError: no file, a bundle that cannot be used; with a single file also what is wrong with that.
     """
-    bundles = [bundle.load(f, task=TASK) for given in folders for f in members(given)]
+    bundles = [bundle.load(f, task=TASK) for given in folders for f in bundle.members(given)]
     for found in bundles:
         trained(found)
     settings = bundles[0].settings
@@ -69,30 +66,21 @@ def predict(folders: Sequence[Path], files: Sequence[Path], out: Path, choices: 
     told = {**asdict(choices), "bundles": [b.report["sha256"][bundle.WEIGHTS] for b in bundles]}
     for free in ("device", "batch", "overwrite"):
         told.pop(free)
-    key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-    left = [i for i in items if choices.overwrite or not done(out, i, key)]
+    job = jobs.Jobs(out, jobs.key_of(told))
     write_text(out / "settings.toml", bundle.settings_text(settings))
-    if len(left) < len(items):
-        print(f"{len(items) - len(left)} of {len(items)} are done already", flush=True)
-    setup = partial(_setup, tuple(folders), out, choices, key)
-    if len(items) == 1 and left:  # its error is the user's whole answer
-        print(setup()(left[0]))
-        tables(out, items)
-        return 0
-    with batch.Log(len(left), out, what="items") as log:
-        for answer in batch.each(left, setup, name=lambda i: str(i.path), workers=workers):
-            log.add(answer, answer.result if isinstance(answer, batch.Done) else "")
-    tables(out, items)
-    return log.code
+    setup = partial(_setup, tuple(folders), choices, job)
+    code = jobs.run(items, setup, job, overwrite=choices.overwrite, workers=workers, what="items")
+    tables(job, items)
+    return code
 
 
-def _setup(folders: tuple[Path, ...], out: Path, choices: Choices, key: str) -> Callable[[readers.Item], str]:
+def _setup(folders: tuple[Path, ...], choices: Choices, job: jobs.Jobs) -> Callable[[readers.Item], str]:
     """Load the networks once, in the process that uses them."""
     pipeline = Pipeline.load(*folders, device=choices.device, precision=choices.precision, batch=choices.batch)
-    return partial(_one, pipeline, out, choices, key)
+    return partial(_one, pipeline, choices, job)
 
 
-def _one(pipeline: Pipeline, out: Path, choices: Choices, key: str, item: readers.Item) -> str:
+def _one(pipeline: Pipeline, choices: Choices, job: jobs.Jobs, item: readers.Item) -> str:
     """Segment one item and write its results, the note that it is done last; returns what to say."""
     scan = readers.read_item(item)
     result = pipeline(
@@ -100,16 +88,18 @@ def _one(pipeline: Pipeline, out: Path, choices: Choices, key: str, item: reader
     )
     usual = ".tif" if scan.kind == "frames" else ENDINGS.get(scan.format, ".png")  # frames have no place in a SEG
     ending = "." + choices.format.lstrip(".") if choices.format else usual
+    out = job.out
     path = out / f"{item.id}{ending}"
+    files = [path]
     result.save(path, keep_identifiers=choices.keep_identifiers)
     if choices.probabilities:
-        result.save_probabilities(out / f"{item.id}.probabilities{'.nii.gz' if ending == '.nii.gz' else '.npz'}")
+        files.append(out / f"{item.id}.probabilities{'.nii.gz' if ending == '.nii.gz' else '.npz'}")
+        result.save_probabilities(files[-1])
     if choices.overlays:
-        with aside(out / "overlays" / f"{item.id}.png") as part:
+        files.append(out / "overlays" / f"{item.id}.png")
+        with aside(files[-1]) as part:
             part.write_bytes(pictures.png(result.draw()))
-    note: dict[str, Any] = {"key": key, "stamp": stamp(item), "mask": path.name}
-    note |= {"rows": result.volumes(), "applied": list(result.meta.applied)}
-    write_text(out / _NOTES / f"{item.id}.json", json.dumps(note))
+    job.finish(item, files, rows=result.volumes(), applied=list(result.meta.applied))
     return f"{path}: {', '.join(map(_amount, filter(_there, result.volumes()))) or 'nothing found'}"
 
 
@@ -126,40 +116,17 @@ def _amount(row: dict[str, Any]) -> str:
     )
 
 
-def done(out: Path, item: readers.Item, key: str) -> bool:
-    """Whether an earlier run with the same bundles and choices finished this very file."""
-    note = out / _NOTES / f"{item.id}.json"
-    if not note.is_file():
-        return False
-    try:
-        known = json.loads(note.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return False
-    there = (out / str(known.get("mask", ""))).is_file()
-    return there and known.get("key") == key and known.get("stamp") == stamp(item)
-
-
-def tables(out: Path, items: Sequence[readers.Item]) -> None:
+def tables(job: jobs.Jobs, items: Sequence[readers.Item]) -> None:
     """Over all finished items: volumes.csv (class, samples, mm3, ml) and applied.csv (what was done to each file)."""
     sizes, steps = io.StringIO(), io.StringIO()
     measured = csv.DictWriter(sizes, COLUMNS, lineterminator="\n")
     measured.writeheader()
     done = csv.writer(steps, lineterminator="\n")
     done.writerow(("item", "applied"))
-    for item in items:
-        path = out / _NOTES / f"{item.id}.json"
-        if not path.is_file():
-            continue
-        note = json.loads(path.read_text(encoding="utf-8"))
+    for id, note in job.notes(items):
         for row in note["rows"]:
             numbers = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            measured.writerow({"item": item.id, **numbers})
-        done.writerows((item.id, words) for words in note["applied"])
-    write_text(out / "volumes.csv", sizes.getvalue())
-    write_text(out / "applied.csv", steps.getvalue())
-
-
-def stamp(item: readers.Item) -> list[list[Any]]:
-    """What changes when an item's files do."""
-    files = [p for path in item.paths for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file()]
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+            measured.writerow({"item": id, **numbers})
+        done.writerows((id, words) for words in note["applied"])
+    write_text(job.out / "volumes.csv", sizes.getvalue())
+    write_text(job.out / "applied.csv", steps.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +19,8 @@ from apps.medical.segmentation.data import Case, Data
 from apps.medical.segmentation.options import TASK, Options
 from apps.medical.segmentation.prepare import Plan, Prepared, plan, prepare
 from core import bundle
+from core.config import as_table
 from core.data import splits
-from core.errors import InputError
 from core.training.fit import Fitted, fit
 from core.training.loading import Order, loader
 from core.training.losses import DeepSupervision, DiceCE
@@ -131,20 +131,15 @@ class Part:
 def parts(data: Data, options: Options, seed: int, out: Path) -> list[Part]:
     """Training and validation cases, no group on both sides; one part, or one for each fold in out/fold_N."""
     cases = data.train
-    groups = [c.group for c in cases]
-    if len(set(groups)) < 2:
-        raise InputError(f"{data.folder}: has one case or group only; two are needed, one of them for validation")
-    if options.folds:
-        if options.folds < 2 or options.folds > len(set(groups)):
-            raise InputError(f"--folds is 2 to {len(set(groups))} for this data, got {options.folds}")
-        chosen = splits.folds(groups, options.folds, seed)
-        found = []
-        for k, held in enumerate(chosen):
-            rest = [i for j, other in enumerate(chosen) if j != k for i in other]
-            found.append(Part(_of(cases, rest), _of(cases, held), out / f"fold_{k}"))
-        return found
-    first, second = splits.split(groups, {"train": 1 - options.validation, "val": options.validation}, seed).values()
-    return [Part(_of(cases, first), _of(cases, second), out)]
+    chosen = splits.rounds(
+        [c.group for c in cases],
+        validation=options.validation,
+        folds=options.folds,
+        seed=seed,
+        where=str(data.folder),
+    )
+    places = [out / f"fold_{k}" for k in range(len(chosen))] if options.folds else [out]
+    return [Part(_of(cases, seen), _of(cases, held), place) for (seen, held), place in zip(chosen, places, strict=True)]
 
 
 def _of(cases: Sequence[Case], indices: Sequence[int]) -> tuple[Case, ...]:
@@ -196,7 +191,7 @@ def train(
         recipe = replace(recipe, steps_per_epoch=max(1, count // recipe.batch))
     settings = bundle.Settings(
         TASK,
-        bundle.Network(name, plain(config)),
+        bundle.Network(name, as_table(config)),
         made.input,
         bundle.Output(dict(data.classes), data.ignore),
         bundle.Tile(made.patch, options.overlap),
@@ -205,8 +200,8 @@ def train(
     slices = Slices(seen, unseen, made.patch, options.augment, recipe)
     fingerprint = {
         "network": name,
-        "config": plain(config),
-        "input": plain(made.input),
+        "config": as_table(config),
+        "input": as_table(made.input),
         "patch": list(made.patch),
         "augment": options.augment,
         "train": [c.id for c in part.train],
@@ -223,8 +218,3 @@ def _told(made: Plan) -> str:
     at = f" at {p.spacing[0]:.4g} x {p.spacing[1]:.4g} {p.unit}" if p.spacing else ""
     how = "each case by its own mean and spread" if p.normalise == "item" else "fixed mean and spread"
     return f"{lines}{at}, patches of {made.patch[0]} x {made.patch[1]} pixels, normalised: {how}"
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration as a table for TOML; unset values are left out."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if v is not None}

@@ -14,8 +14,9 @@ from apps.medical.segmentation import data as sets
 from apps.medical.segmentation import evaluate, model
 from apps.medical.segmentation.options import TASK, Options
 from apps.medical.segmentation.pipeline import Member, Pipeline
-from apps.medical.segmentation.train import CACHE, Part, parts, plain, train
+from apps.medical.segmentation.train import CACHE, Part, parts, train
 from core import batch, bundle
+from core.config import as_table
 from core.errors import SettingError
 from core.training.fit import Fitted
 from core.training.recipe import Recipe
@@ -64,7 +65,7 @@ def finish(
         "epochs": fitted.epochs,
         "seconds": round(fitted.seconds, 1),
         "best_epoch": fitted.best_epoch,
-        "recipe": plain(recipe),
+        "recipe": as_table(recipe),
         "validation": None,
     }
     made = bundle.save(part.out, network, settings, story)
@@ -108,7 +109,7 @@ def import_(
         )
     settings = bundle.Settings(
         TASK,
-        bundle.Network(network, plain(config)),
+        bundle.Network(network, as_table(config)),
         bundle.Input(channels=parts, normalise="item", spacing=spacing, plane=plane),
         bundle.Output({name: i for i, name in enumerate(names)}),
         bundle.Tile(patch),
