@@ -103,14 +103,33 @@ def filled(family: str, fixture: Fixture, dtype: torch.dtype, *, prefix: str = "
 
 
 def pyramid_answers(model: Any, fixture: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    """stageN and featN from the pyramid, logits from the classifier."""
+    """stageN and featN from the pyramid, logits from the classifier; grad_image and grad:NAME of their mean square."""
     image = fixture.input(next(iter(fixture.inputs))).to(dtype)
+    if any(name.startswith("grad") for name in fixture.outputs):
+        return _gradients(model, fixture, image.requires_grad_())
     backbone = getattr(model, "backbone", model)
     levels = backbone(image)
     found = {f"{kind}{i}": level for i, level in enumerate(levels, 1) for kind in ("stage", "feat")}
     if backbone is not model:
         found["logits"] = model(image)
     return {name: value for name, value in found.items() if name in fixture.outputs}
+
+
+def _gradients(model: Any, fixture: Fixture, image: Tensor) -> dict[str, Tensor]:
+    """Of the mean squared logit, with respect to the image and to parameters by their published names."""
+    logits = model(image)
+    logits.square().mean().backward()
+    assert image.grad is not None
+    found = {"logits": logits, "grad_image": image.grad}
+    module = registry.family(fixture.system.replace("-", "_"))
+    ours, keymap = dict(model.named_parameters()), choose(module.PUBLISHED, fixture.state)
+    for output in fixture.outputs:
+        published = output.removeprefix("grad:")
+        if published in fixture.state:
+            gradient = ours[keymap.name(published)].grad
+            assert gradient is not None
+            found[output] = gradient.reshape(fixture.state[published])  # a 1x1 convolution may be a matrix here
+    return found
 
 
 def check(path: Path, dtype: torch.dtype | None = None) -> Outcome:
