@@ -16,6 +16,7 @@ from core.backbones import davit
 from core.errors import SettingError
 from core.layers.gelu import GELU
 from core.mixers.channel import ChannelAttention
+from core.mixers.window import PlainWindowAttention
 from core.weights import load, load_published, save
 
 COUNTS = {  # the card's measured ones, 1000 classes
@@ -76,7 +77,7 @@ def test_channel_attention_both_ways_in_float32() -> None:
     assert (gram - exact).abs().max() < max(3 * (tokens - exact).abs().max(), 1e-5 * exact.std())
 
 
-def loop_window_attention(layer: davit.SpatialAttention, x: Tensor) -> Tensor:
+def loop_window_attention(layer: PlainWindowAttention, x: Tensor) -> Tensor:
     """One cell at a time: zeros after the norm to whole windows, attended to, no bias, no mask."""
     B, H, W, C = x.shape
     M, d = layer.window, C // layer.heads
@@ -99,7 +100,7 @@ def loop_window_attention(layer: davit.SpatialAttention, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("grad", [False, True])
 def test_window_attention_equals_a_loop(size: tuple[int, int], grad: bool) -> None:
     torch.manual_seed(0)
-    layer = fill_(davit.SpatialAttention(8, 2, window=3, qkv_bias=True).double())
+    layer = fill_(PlainWindowAttention(8, 2, window=3, qkv_bias=True).double())
     x = torch.randn(2, *size, 8, dtype=torch.float64)
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(layer(x), loop_window_attention(layer, x))

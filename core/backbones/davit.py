@@ -18,14 +18,13 @@ from core.errors import SettingError, expect_shape
 from core.facts import Facts
 from core.heads.classify import ClassifierHead
 from core.layers import windows
-from core.layers.attend import merge_heads
 from core.layers.convs import convolve
 from core.layers.gelu import GELU
-from core.layers.linear import Linear
 from core.layers.mlp import MLP
 from core.layers.patches import to_channels_first
 from core.layers.residual import DropPath, spread
 from core.mixers.channel import ChannelAttention
+from core.mixers.window import PlainWindowAttention
 from core.weights import KeyMap, choose
 
 FACTS = Facts(
@@ -63,29 +62,6 @@ class PositionEncoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         near = convolve(self.conv, x)
         return near.add_(x)  # into the convolution's own output, which nothing else holds
-
-
-class SpatialAttention(nn.Module):
-    """Attention inside windows without position bias, shift or mask: (B, H, W, C) -> (B, H, W, C).
-
-    The map is padded with zeros at the bottom and right; padded cells are projected and attended to.
-    """
-
-    def __init__(self, dim: int, heads: int, *, window: int, qkv_bias: bool) -> None:
-        super().__init__()
-        self.heads, self.window = heads, window
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        M = self.window
-        x, where = windows.pad(x, (M, M), "end")
-        size = (x.shape[1], x.shape[2])
-        # Cut before the projection: its output then holds whole windows, and heads are views of it.
-        qkv = self.qkv(windows.partition(x, (M, M))).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * windows, heads, M * M, d)
-        x = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
-        return windows.crop(windows.join(x, (M, M), size), where)
 
 
 class DualBlock(nn.Module):
@@ -195,7 +171,7 @@ class DaViT(nn.Module):
 def _pair(c: DaViTConfig, stage: int, rates: Sequence[float]) -> nn.Module:
     dim, heads = c.dims[stage], c.heads[stage]
     mixers = (
-        SpatialAttention(dim, heads, window=c.window, qkv_bias=c.qkv_bias),
+        PlainWindowAttention(dim, heads, window=c.window, qkv_bias=c.qkv_bias),
         ChannelAttention(dim, heads, qkv_bias=c.qkv_bias),
     )
     blocks = [DualBlock(dim, m, mlp_ratio=c.mlp_ratio, drop_path=r) for m, r in zip(mixers, rates, strict=True)]

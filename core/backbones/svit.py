@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from core.errors import SettingError, expect_shape
 from core.facts import Facts
-from core.layers.convs import scale_and_shift
+from core.layers.convs import ResidualDepthwise, scale_and_shift
 from core.layers.linear import Linear, linear
 from core.layers.patches import to_channels_first
 from core.layers.residual import DropPath, LayerScale, Stage, spread
@@ -53,22 +53,6 @@ class SViTConfig:
     layer_scale: float = 1e-6  # its start
     projection: int = 1024  # width of the classifier before its pooling
     drop_path: float = 0.0  # of the last block; linear from 0
-
-
-class ResidualDepthwise(nn.Conv2d):
-    """x + depthwise 3x3 of x, channels-last (B, H, W, C) -> the same."""
-
-    centre: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim, 3, padding=1, groups=dim)
-        centre = torch.zeros(1, 1, 3, 3)
-        centre[0, 0, 1, 1] = 1
-        self.register_buffer("centre", centre, persistent=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight + self.centre
-        return F.conv2d(input.permute(0, 3, 1, 2), weight, self.bias, padding=1, groups=self.groups).permute(0, 2, 3, 1)
 
 
 class ConvMLP(nn.Module):
@@ -196,13 +180,17 @@ class ProjectedHead(nn.Sequential):
         return super().forward(input[-1])
 
 
-SMALL = SViTConfig()
+SMALL = SViTConfig(drop_path=0.1)
 _SCALED = (False, False, True, True)
 
 VARIANTS = {
     "small": SMALL,
-    "base": replace(SMALL, dims=(96, 192, 384, 512), depths=(4, 6, 14, 6), heads=(2, 3, 6, 8), scaled=_SCALED),
-    "large": replace(SMALL, dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), heads=(2, 3, 7, 10), scaled=_SCALED),
+    "base": SViTConfig(
+        dims=(96, 192, 384, 512), depths=(4, 6, 14, 6), heads=(2, 3, 6, 8), scaled=_SCALED, drop_path=0.4
+    ),
+    "large": SViTConfig(
+        dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), heads=(2, 3, 7, 10), scaled=_SCALED, drop_path=0.6
+    ),
 }
 
 build = SViT

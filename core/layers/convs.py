@@ -26,6 +26,25 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
+class ResidualDepthwise(nn.Conv2d):
+    """x + depthwise 3x3 of x, channels-last (B, H, W, C) -> the same; one convolution, its centre larger by 1.
+
+    As an encoding of positions before a token mixer: arXiv 2102.10882 (CPE).
+    """
+
+    centre: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 3, padding=1, groups=dim)
+        centre = torch.zeros(1, 1, 3, 3)
+        centre[0, 0, 1, 1] = 1
+        self.register_buffer("centre", centre, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight + self.centre
+        return F.conv2d(input.permute(0, 3, 1, 2), weight, self.bias, padding=1, groups=self.groups).permute(0, 2, 3, 1)
+
+
 class TanhGELU(nn.GELU):
     """GELU by tanh; in float32 inference on the CPU as x sigmoid(2 u), the same function at half of tanh's time there.
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.layers import windows
-from core.layers.attend import plain_is_faster
+from core.layers.attend import merge_heads, plain_is_faster
 from core.layers.linear import Linear
 from core.layers.positions import relative_index
 
@@ -99,6 +99,30 @@ class WindowAttention(nn.Module):
             full = windows.full_shift_mask(grid, self.masks.to(q.dtype))
             bias = (bias + full).repeat(q.shape[0] // full.shape[0], 1, 1, 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale, dropout_p=dropout)
+
+
+class PlainWindowAttention(nn.Module):
+    """Attention inside windows without position bias, shift or mask: (B, H, W, C) -> (B, H, W, C).
+
+    The map is padded with zeros at the bottom and right; padded cells are projected and attended to (DaViT's spatial
+    half, arXiv 2204.03645, 3.2; L2ViT's local half).
+    """
+
+    def __init__(self, dim: int, heads: int, *, window: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        M = self.window
+        x, where = windows.pad(x, (M, M), "end")
+        size = (x.shape[1], x.shape[2])
+        # Cut before the projection: its output then holds whole windows, and heads are views of it.
+        qkv = self.qkv(windows.partition(x, (M, M))).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * windows, heads, M * M, d)
+        x = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return windows.crop(windows.join(x, (M, M), size), where)
 
 
 class WindowMLP(nn.Module):
