@@ -106,6 +106,7 @@ def export(
     batch: int = 1,
     bound: float = BOUND,
     contract: Mapping[str, Any] | None = None,
+    output: str = "logits",
     meaning: str = "",
 ) -> Exported:
     """Write `model` as ONNX for images (batch, C, *size), float32, and `<path>.json` beside it.
@@ -119,6 +120,7 @@ def export(
         bound: largest difference accepted, relative to the spread of the output.
         contract: what the side file says of the input, with the channels' names as `channels`; by default what is
             published for `name`.
+        output: name of a network's only answer; a pyramid's are level0, level1 ...
         meaning: what the side file says of the output.
 
     Raises:
@@ -137,7 +139,7 @@ def export(
         answer = model(image)
     model = fold(model)  # batch norms into the convolutions beside them; compared with the answer from before
     answers = list(answer) if isinstance(answer, list | tuple) else [answer]
-    outputs = ["logits"] if isinstance(answer, Tensor) else [f"level{i}" for i in range(len(answers))]
+    outputs = [output] if isinstance(answer, Tensor) else [f"level{i}" for i in range(len(answers))]
     aside = path.with_name(path.name + ".part")  # a folder: large weights lie in a second file that the first names
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

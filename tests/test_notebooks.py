@@ -27,5 +27,4 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     last = "".join(o.get("text", "") for o in notebook.cells[-2]["outputs"])
-    assert "mean" in last
-    assert "dice" in last
+    assert "mean" in last  # a table of scores
