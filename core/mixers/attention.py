@@ -85,8 +85,11 @@ class SelfAttention(nn.Module):
         """Relative position bias (heads, N, N), None without a table."""
         if self.bias_table is None:
             return None
-        rows = self.bias_table.index_select(0, self.bias_index)
-        return rows.T.contiguous().view(self.heads, self.positions, self.positions)
+        if torch.is_grad_enabled():  # gathered by rows, whose gradient is the faster one
+            rows = self.bias_table.index_select(0, self.bias_index).T.contiguous()
+        else:
+            rows = self.bias_table.T.contiguous().index_select(1, self.bias_index)
+        return rows.view(self.heads, self.positions, self.positions)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, C) -> q, k, v, each (B, heads, N, d)."""
