@@ -171,7 +171,8 @@ def apart(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
     Raises InputError where there is no bundle.
     """
-    found = [p for p in paths if any((m / SETTINGS).is_file() for m in members(p))]
+    # A folder of results holds the settings that they were made with, too; weights tell the two apart.
+    found = [p for p in paths if any((m / SETTINGS).is_file() and (m / WEIGHTS).is_file() for m in members(p))]
     if not found:
         raise InputError(
             f"{paths[0]}: is no bundle; name one that `train` or `import` wrote, then files"

@@ -1,4 +1,4 @@
-"""L2ViT beyond its vector: linear attention against a loop, padding, the dense form, checkpoints in the authors' form."""
+"""L2ViT beyond its vector: linear attention against a loop, padding, dense form, checkpoints in the authors' form."""
 
 from __future__ import annotations
 

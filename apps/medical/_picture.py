@@ -15,8 +15,9 @@ from apps.medical._nifti import stem
 from apps.medical._scan import Scan, bounded, held
 from core.data.sample import Meta
 from core.errors import FileError, MissingExtraError
+from core.streaming.decode import Decoded, decode
 
-_GREY = {"1": "uint8", "L": "uint8", "LA": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
+_OTHER = ("YCbCr", "LAB", "HSV", "La", "RGBa", "RGBX")
 _TURNED = {2: "mirrored", 3: "turned by 180 degrees", 4: "mirrored and turned by 180 degrees", 5: "mirrored and turned",
            6: "turned by 90 degrees", 7: "mirrored and turned", 8: "turned by 270 degrees"}  # fmt: skip
 _EXIF_ORIENTATION = 0x0112
@@ -44,21 +45,20 @@ def read(path: Path, *, format: str, labels: bool = False) -> Scan:
     """
     with _opened(path) as picture:
         bounded(path, picture.width * picture.height * max(3, len(picture.getbands())), np.dtype(np.uint8))
-        values, valid, applied = _decoded(path, picture, format, labels)
-        turn = int(picture.getexif().get(_EXIF_ORIENTATION, 1) or 1)  # after decoding: a PNG is read to its end for it
-        many = getattr(picture, "n_frames", 1)
-    if many > 1:
-        applied.append(f"the first of {many} pictures in the file")
-    if turn in _TURNED:
-        values = _upright(values, turn)
-        valid = None if valid is None else _upright(valid, turn)
-        applied.append(f"{_TURNED[turn]} as EXIF orientation {turn} says")
+        if picture.mode in _OTHER:
+            raise FileError(path, f"its colours are {picture.mode}", "save it as grey or RGB")
+        pixels = picture.width * picture.height
+    try:
+        found = decode(path, indices=labels, max_pixels=pixels)
+    except FileError:
+        raise FileError(path, "a cut-off or damaged picture", "export it again") from None
+    values, valid, words = _values(path, found, labels)
     lossy = format == "jpeg"
     if lossy:
-        applied.append("stored with lossy compression (JPEG)")
+        words.append("stored with lossy compression (JPEG)")
     channels = RGB if len(values) == 3 else ("grey",)
     grid = _grid.Grid(tuple(values.shape[1:]))
-    meta = Meta(path=str(path), id=stem(path), orientation="down right", channels=channels, applied=tuple(applied))
+    meta = Meta(path=str(path), id=stem(path), orientation="down right", channels=channels, applied=tuple(words))
     return Scan(
         grid.shape,
         channels,
@@ -72,68 +72,31 @@ def read(path: Path, *, format: str, labels: bool = False) -> Scan:
     )
 
 
-def _decoded(
-    path: Path, picture: Any, format: str, labels: bool
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None, list[str]]:
-    """(C, Y, X) as stored, valid (Y, X) or None, and what was done."""
-    mode, words = picture.mode, []
-    try:
-        if format == "png" and mode in ("RGB", "RGBA") and _png_bits(path) == 16:
-            values = _png16(path)
-            words.append("16 bits per colour")
-        elif mode == "P" and labels:
-            values = np.asarray(picture)[None]
-        elif mode in ("P", "PA"):
-            alpha = mode == "PA" or "transparency" in picture.info
-            values = np.moveaxis(np.asarray(picture.convert("RGBA" if alpha else "RGB")), -1, 0)
-            words.append("palette colours converted to RGB")
-        elif mode == "CMYK":
-            values = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
-            words.append("CMYK converted to RGB without a colour profile")
-        elif mode in ("RGB", "RGBA", "LA"):
-            see_through = mode == "RGB" and "transparency" in picture.info
-            values = np.moveaxis(np.asarray(picture.convert("RGBA") if see_through else picture), -1, 0)
-        elif mode in _GREY:
-            values = np.asarray(picture)[None].astype(_GREY[mode])
-            values = values * 255 if mode == "1" and not labels else values
-        else:
-            raise FileError(path, f"its colours are {mode}", "save it as grey or RGB")
-    except FileError:
-        raise
-    except (OSError, SyntaxError, ValueError, RuntimeError):
-        raise FileError(path, "a cut-off or damaged picture", "export it again") from None
+def _values(path: Path, found: Decoded, labels: bool) -> tuple[NDArray[Any], NDArray[np.bool_] | None, list[str]]:
+    """(C, Y, X), valid (Y, X) or None, and what was done."""
+    values, words = np.moveaxis(found.values, -1, 0), []
+    if found.mode in ("P", "PA") and not labels:
+        words.append("palette colours converted to RGB")
+    elif found.mode == "CMYK":
+        how = "by its" if any("profile" in w for w in found.applied) else "without a"
+        words.append(f"CMYK converted to RGB {how} colour profile")
+    elif found.mode == "1":
+        values = values.astype(np.uint8) * np.uint8(1 if labels else 255)
+    elif found.bits == 16 and len(values) == 3:
+        words.append("16 bits per colour")
     valid = None
-    if len(values) in (2, 4):
-        values, alpha_values = values[:-1], values[-1]
-        if not labels:
-            valid = alpha_values > 0
-            words.append(f"alpha dropped; {int((~valid).sum()):,} transparent pixels marked invalid")
-            if not valid.any():
-                raise FileError(path, "every pixel is transparent", "save it without alpha")
-            values = np.where(valid, values, values.dtype.type(0))
-            valid = None if valid.all() else valid
+    if found.alpha is not None and not labels:
+        valid = found.alpha > 0
+        words.append(f"alpha dropped; {int((~valid).sum()):,} transparent pixels marked invalid")
+        if not valid.any():
+            raise FileError(path, "every pixel is transparent", "save it without alpha")
+        values = np.where(valid, values, values.dtype.type(0))
+        valid = None if valid.all() else valid
+    if found.frames > 1:
+        words.append(f"the first of {found.frames} pictures in the file")
+    if found.turn in _TURNED:
+        words.append(f"{_TURNED[found.turn]} as EXIF orientation {found.turn} says")
     return values, valid, words
-
-
-def _upright(values: NDArray[Any], turn: int) -> NDArray[Any]:
-    """(..., Y, X) as EXIF orientation `turn` (2 to 8) wants it shown."""
-    if turn >= 5:
-        values = values.swapaxes(-1, -2)
-    down = turn in (3, 4, 7, 8)
-    right = turn in (2, 3, 6, 7)
-    return values[..., :: -1 if down else 1, :: -1 if right else 1]
-
-
-def _png_bits(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(25)[24]  # IHDR comes first; its ninth byte is the bit depth
-
-
-def _png16(path: Path) -> NDArray[np.uint16]:
-    """(C, Y, X) of a 16-bit colour PNG, which Pillow would cut to 8 bits."""
-    from torchvision.io import ImageReadMode, decode_image, read_file
-
-    return np.asarray(decode_image(read_file(str(path)), ImageReadMode.UNCHANGED).numpy()).astype(np.uint16)
 
 
 def inspect(path: Path, *, format: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.data import _nuclei, _phantom, cifar
+from core.data import _nuclei, _phantom, _photographs, cifar
 from core.data.cards import Card
 from core.data.verify import MARK, matches
 from core.errors import InputError, MissingExtraError
@@ -135,10 +135,14 @@ SAMPLERS: dict[str, Callable[[Path], None]] = {
     "cifar-100-lt": _cifar,
     "abdomen-mr": _phantom.write,
     "ihc-nuclei": _nuclei.write,
+    "motion-blur": _photographs.write_blurred,
+    "photographs": _photographs.write,
 }
 SHOWN: dict[str, tuple[str, ...]] = {  # pictures that a sample is cut from; the card says whose they are
     "imagenet-1k": PICTURES,
     "cifar-100-lt": PICTURES,
     "abdomen-mr": (),
     "ihc-nuclei": ("immunohistochemistry",),
+    "motion-blur": (*_photographs.TRAIN, *_photographs.TEST),
+    "photographs": (*_photographs.TRAIN, *_photographs.TEST),
 }

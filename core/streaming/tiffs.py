@@ -102,6 +102,16 @@ class TiffSource:
         """Values (C, *size) and valid (*size) of start <= index < stop; zero where not valid. FileError for damage."""
         return padded(self._inside, self.shape, start, stop)
 
+    def whole(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Values (C, rows, columns), also where alpha is zero, and alpha (rows, columns) as stored; not of a stack."""
+        rows, columns = (slice(0, n) for n in self.shape)
+        planes = np.concatenate([self._page(i, rows, columns) for i in range(len(self._pages))])
+        alpha = planes[self._alpha] if self._alpha >= 0 else None
+        values = planes if alpha is None else np.delete(planes, self._alpha, axis=0)
+        if self._colours is not None:
+            values = self._colours[:, values[0]]
+        return values.astype(self.dtype, copy=False), alpha
+
     def close(self) -> None:
         self._file.close()
 
