@@ -14,7 +14,7 @@ import apps
 from apps.__main__ import demos, domains, main
 
 HERE = Path(apps.__file__).parent
-VERBS = {"inspect", "check", "train", "import", "evaluate", "compare", "predict", "export", "demo"}
+VERBS = {"inspect", "check", "train", "import", "evaluate", "compare", "predict", "export", "serve", "demo"}
 FILES = {"__init__", "cli", "data", "metrics", "model", "pipeline", "results", "train", "demo"}
 COMMANDS = demos()
 
