@@ -279,6 +279,32 @@ def export(bundle: Path, file: Path, /) -> None:
 
 
 @app.command
+def serve(
+    *bundles: Path,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    open_browser: bool = False,
+    device: Device = "auto",
+    precision: Precision = "32",
+) -> None:
+    """Open a page: load a scan or picture, see its mask slice by slice, save the mask; until Ctrl-C.
+
+    Args:
+        bundles: one or several (their mean is taken).
+        host: address to listen at; by default this machine alone can see the page.
+        port: to listen at, 0 for any that is free.
+        open_browser: show the page in the browser of this machine.
+        device: where to run.
+        precision: of the network.
+    """
+    if not bundles:
+        raise InputError("name a bundle to serve")
+    from apps.medical.segmentation import serve as pages
+
+    pages.serve(bundles, host=host, port=port, device=device, precision=precision, open_browser=open_browser)
+
+
+@app.command
 def demo(*, out: Path = Path("demo"), full: bool = False) -> None:
     """Train on the sample sets for a short time, and write a page with pictures, curves and numbers.
 

@@ -1,38 +1,60 @@
-"""iColoriT: a plain ViT on Lab and hints. Colour conversion, hint masks and the head come with colorization."""
+"""iColoriT: the network from the authors' names and arguments, and the colour functions around it."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from run import Fixture, filled
+from run import Fixture
 from torch import Tensor, nn
 
-LATER = {r"output|ab": "the head comes with colorization"}
+from apps.colorization import lab, metrics
+from apps.colorization import model as networks
+from apps.colorization._losses import huber
+from core.weights import choose, convert
+
+BASE = networks.NETWORKS["icolorit_tiny"]
 
 
 def model(fixture: Fixture, dtype: torch.dtype) -> nn.Module:
-    return filled("vit", fixture, dtype, classes=0, positions="sincos_1d", resize="refuse")
+    """The network that the fixture's shapes describe, filled by its recipe."""
+    state = fixture.state_dict()
+    shapes = {n: tuple(v.shape) for n, v in state.items()}
+    build = dict(fixture.build)
+    image = fixture.inputs["image"]["shape"]
+    build.setdefault("img_size", image[-1])  # the network takes the size that it was built for, and no other
+    network = networks.build(networks.from_published(build, shapes, BASE))
+    network.load_state_dict(convert(state, choose(networks.PUBLISHED, shapes), network))
+    return network.to(dtype).eval()
 
 
-def answers(model: Any, fixture: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {"tokens": model.tokens(network_input(fixture, dtype))}
+def answers(network: Any, fixture: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tokens after the last norm, the head's answer per token, and the colours of the image."""
+    image, mask = fixture.input("image").to(dtype), fixture.input("hint") != 0
+    tokens = network.backbone.tokens(network.planes(image, mask))
+    patches = network.patches(tokens)
+    return {"tokens": tokens, "output": patches, "ab": network(image, mask)}
 
 
-def network_input(fixture: Fixture, dtype: torch.dtype) -> Tensor:
-    """(B, 4, H, W): L, the hinted a and b, and where hints are."""
-    lab, hidden = fixture.input().to(dtype), fixture.input("hint") != 0  # True: no hint in this cell
-    size, cells = lab.shape[2:], math.isqrt(hidden.shape[1])
-    hidden = hidden.reshape(-1, 1, cells, cells)
-    hinted = 1 - F.interpolate(hidden.to(dtype), size=size, mode="nearest")
-    colour = lab[:, 1:]
-    if fixture.build.get("avg_hint", True):
-        colour = F.interpolate(colour, size=(cells, cells), mode="bilinear").masked_fill(hidden, 0)
-        colour = F.interpolate(colour, size=size, mode="nearest")
-    else:
-        colour = colour * hinted
-    if fixture.build.get("mask_cent"):
-        hinted = hinted - 0.5
-    return torch.cat([lab[:, :1], colour, hinted], dim=1)
+def check(document: dict[str, Any]) -> dict[str, float]:
+    """Lab both ways, Huber, PSNR, B-PSNR, PEV and hint propagation range."""
+    fixture = Fixture(**document)
+    build, kind = fixture.build, torch.float64
+    a, b = (fixture.input(name).to(kind) for name in ("a", "b"))
+    rgb = a.sigmoid()
+    true = lab.to_lab(rgb)
+    guessed = torch.cat([true[:, :1], true[:, 1:] + 0.1 * b[:, 1:]], dim=1)
+    colour = lab.to_rgb(guessed)
+    patch = build["patch"]
+    boundary = metrics.b_psnr(colour, rgb, patch=patch).mean()
+    mean, std = metrics.propagation_range(true, guessed, torch.tensor([[5, 9]] * len(a)), jnd=build["jnd"])
+
+    loss = huber(guessed[:, 1:], true[:, 1:], delta=build["huber_delta"])
+    answers = {
+        "lab": true,
+        "back": lab.to_rgb(true),
+        "rgb_pred": colour,
+        "psnr_hpr": torch.stack([metrics.psnr(colour, rgb).mean(), boundary, mean.mean(), std.mean()]),
+        "pev_huber": torch.stack([metrics.pev(colour, rgb, patch=patch).mean(), loss]),
+    }
+    return {name: fixture.compare(name, value) for name, value in answers.items()}
