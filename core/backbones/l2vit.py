@@ -220,7 +220,8 @@ def from_published(
     given |= {ours: build[k] for k, ours in _ARGUMENTS.items() if build.get(k) is not None}
     if given.get("norms"):
         given["window"] = 7
-    return replace(base, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return replace(base, **settings)
 
 
 PUBLISHED = (

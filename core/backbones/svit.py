@@ -222,7 +222,8 @@ def from_published(
         }
     if "proj.weight" in names:
         given["projection"] = names["proj.weight"][0]
-    return replace(base, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return replace(base, **settings)
 
 
 def _one_hot(value: Tensor) -> bool:

@@ -220,7 +220,8 @@ def from_published(
     given |= {ours: build[k] for k, ours in _ARGUMENTS.items() if build.get(k) is not None}
     if "is_extrapolation" in build:
         given["positions"] = "extrapolate" if build["is_extrapolation"] else "interpolate"
-    return replace(base, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return replace(base, **settings)
 
 
 def _ratio(dim: int, inner: int) -> float:
