@@ -106,7 +106,7 @@ def test_models_info(capsys):
         ("models export swin/tiny nowhere/x.onnx", r"nowhere/x\.onnx: no such folder as nowhere"),
         ("models export swin/tiny x.onnx --batch 0", r"--batch is at least 1, got 0"),
         ("models export swin/tiny x.onnx --weights none.pth", r"none\.pth: no such weights file"),
-        ("datasets info imagnet-1k", r"no data set named 'imagnet-1k'; did you mean imagenet-1k\?.*"),
+        ("datasets info imagnet-1k", r"no data set named 'imagnet-1k'; did you mean imagenet-1k.*"),
         ("datasets verify imagenet-1k nowhere", r"nowhere: no such folder"),
         ("datasets sample imagenet-1k full", r"full: exists and is not an empty folder; name a new one"),
     ],
