@@ -34,9 +34,13 @@ def even(network: IColoriT, *, seed: int = 0) -> None:
     """
     config, draw = network.config, torch.Generator().manual_seed(seed)
     dim = config.dim
-    unit = torch.linalg.qr(torch.randn(dim, 4, generator=draw)).Q  # four directions at right angles
+    embed: Any = network.backbone.stages[0].embed
+    places = torch.linalg.svd(embed.table[0].double(), full_matrices=False).Vh[: dim // 4].T.float()
+    mixed = torch.cat([places, torch.randn(dim, 4, generator=draw)], dim=1)
+    unit = torch.linalg.qr(mixed).Q[:, -4:]  # at right angles to one another and to most of what positions say
     code = unit * torch.tensor(CODES) * math.sqrt(dim)
-    conv: Any = network.backbone.stages[0].embed.patches.conv  # type: ignore[union-attr]
+    conv = embed.patches.conv
+    conv.bias.zero_()
     conv.weight[:, 0] += code[:, 0, None, None] / config.patch**2
     conv.weight[:, 1:] = code[:, 1:, None, None] / config.cell**2
     blocks: list[Any] = list(network.backbone.blocks)
@@ -49,7 +53,8 @@ def even(network: IColoriT, *, seed: int = 0) -> None:
         away = torch.hypot(side[:, None], side[None, :]).flatten()
         for block in blocks:
             block.token_mixer.bias_table.copy_(-away[:, None] * torch.linspace(*SLOPES, config.heads))
-    out: Any = network.head.proj if config.head == "locattn" else network.head.out
+    head: Any = network.head
+    out: Any = head.proj if config.head == "locattn" else head.out
     rows = (unit[:, 1:3].T * (SHOWN / math.sqrt(dim))).repeat(config.patch**2, 1)  # (row, column, a or b)
     out.weight.zero_()
     if isinstance(out, nn.Conv2d):
@@ -57,7 +62,7 @@ def even(network: IColoriT, *, seed: int = 0) -> None:
     else:
         out.weight.copy_(rows[:, : out.weight.shape[1]])
         if config.head == "locattn":
-            network.head.qkv.weight[2 * out.weight.shape[1] :] = torch.eye(out.weight.shape[1], dim)
+            head.qkv.weight[2 * out.weight.shape[1] :] = torch.eye(out.weight.shape[1], dim)
     out.bias.zero_()
 
 

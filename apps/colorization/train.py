@@ -30,6 +30,7 @@ from core.training.recipe import Recipe
 from core.training.store import seed_all
 
 COUNTS = (5, 20, 50)  # hints at which an epoch is looked at
+FEW = 8  # validation photographs, below which their score is too chancy to choose an epoch by
 
 
 class Colorizer(lightning.LightningModule):
@@ -161,8 +162,12 @@ def train(
         "init": str(init or ""),
     }
     module = Colorizer(net)
+    monitor = "val/score" if len(part.val) >= FEW or recipe.patience else None
+    if monitor is None:
+        say(f"the last epoch is taken: {len(part.val)} photographs are too few to choose another by (at least {FEW})")
     fitted = fit(
-        module, photographs, recipe, part.out, device=device, devices=devices, nodes=nodes, fingerprint=fingerprint
-    )
+        module, photographs, recipe, part.out, device=device, devices=devices, nodes=nodes, monitor=monitor,
+        fingerprint=fingerprint,
+    )  # fmt: skip
     settings = _contract.settings(name, as_table(config), net.size)
     return settings, net.eval(), fitted

@@ -226,7 +226,7 @@ def test_the_published_recipe_decays_matrices_and_tables_only() -> None:
 
 @pytest.mark.parametrize("head", ["cnn", "linear", "locattn"])
 def test_the_even_start_is_even(head: str) -> None:
-    network = model.create("icolorit_tiny", **TINY, head=head)
+    network = model.create("icolorit_tiny", **{**TINY, "dim": 64, "head": head})
     before = {n: p.clone() for n, p in network.named_parameters()}
     even(network)
     weight = network.backbone.stages[0].embed.patches.conv.weight
