@@ -51,9 +51,9 @@ class Options:
         settings: further settings of the network, name -> value.
         hints: most hints that a training picture gets; their number is drawn from 0 to this, all equally likely.
         crop: area of the random crops, smallest and largest part of the picture.
-        augment: of training pictures: crop (random crops, as published), or colours (also mirrors and turns the hues,
-            so that few photographs are enough and hints must be used).
-        start: of the head: published, or even (every pixel of a patch starts alike; learns faster in minutes).
+        augment: of training pictures: crop (random crops, as published), or colours (also mirrors, turns by quarters,
+            turns the hues and changes the contrast, so that few photographs are enough and hints must be used).
+        start: of the weights: published, or even (attention begins as a mean over near hints; learns in minutes).
         validation: part of the photographs (or groups) that is kept for validation.
         folds: train so many networks, each validated on another part; 0 for one network.
     """
