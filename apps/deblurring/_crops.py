@@ -71,14 +71,14 @@ class Crops(Dataset[dict[str, Tensor]]):
 
 
 class Looks(Dataset[dict[str, Tensor]]):
-    """Crops of validation pairs, always the same, as many of each; every other one is laid on the blur.
+    """Crops of validation pairs, always the same, as many of each, anywhere: what a whole photograph would score.
 
     `photograph` says which pair a crop is of.
     """
 
     def __init__(self, pairs: Sequence[Pair], side: int, shelf: Shelf, limit: int = LOOKED) -> None:
-        chosen = np.unique(np.linspace(0, len(pairs) - 1, min(limit, len(pairs))).round().astype(int)) if pairs else []
-        self.pairs = [pairs[i] for i in chosen]
+        places = np.linspace(0, len(pairs) - 1, min(limit, len(pairs))).round().astype(int)
+        self.pairs = [pairs[i] for i in np.unique(places)]
         self.each = max(1, limit // max(1, len(self.pairs)))
         self.side, self.shelf = side, shelf
 
@@ -87,7 +87,7 @@ class Looks(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         draw, place = np.random.default_rng((7, index)), index // self.each
-        found = cut(self.shelf.read(self.pairs[place]), self.side, draw, float(index % 2))
+        found = cut(self.shelf.read(self.pairs[place]), self.side, draw, 0.0)
         return {**found, "photograph": torch.tensor(place)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,7 +107,8 @@ class WindowFFN(nn.Module):
     def _convolved(self, x: Tensor) -> Tensor:
         conv = self.depthwise
         if fuses(x) and x.dtype == conv.weight.dtype and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-            how = ([0, 0], [1, 1], [1, 1], conv.groups, "gelu", [], "none")
+            no, one = [0, 0], [1, 1]  # padding; stride and dilation
+            how: tuple[Any, ...] = (no, one, one, conv.groups, "gelu", [], "none")
             fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *how)
             return fused
         return F.gelu(conv(x))

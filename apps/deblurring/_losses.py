@@ -66,8 +66,8 @@ class Reconstruction(nn.Module):
         return {name: self._best(name, restored, sharp).mean() for name in self.weights}
 
     def forward(self, restored: Tensor, sharp: Tensor) -> Tensor:
-        found = self.terms(restored, sharp)
-        return torch.stack([self.weights[name] * value for name, value in found.items()]).sum()
+        parts = [w * self._best(name, restored, sharp).mean() for name, w in self.weights.items() if w]
+        return torch.stack(parts).sum()
 
     def _best(self, name: str, restored: Tensor, sharp: Tensor) -> Tensor:
         """One term for each picture (B,), at the shift where it is smallest."""

@@ -71,25 +71,28 @@ def weighted_ssim(picture: Picture, sharp: Picture, mask: Mask) -> float:
 def aligned_psnr(picture: Picture, sharp: Picture) -> float:
     """PSNR in dB after the picture is moved as a whole onto the sharp one; never below `psnr`.
 
-    The shift is phase correlation's (skimage.registration.phase_cross_correlation, to 1/20 pixel, at most an eighth of
-    a side), the resampling cubic, and what enters from outside is left out. LBAG aligns by OpenCV's ECC, which may also
-    turn and scale: its numbers can differ. Raises ShapeError.
+    The shift is the better one of skimage.registration.phase_cross_correlation's two (phase and plain correlation, to
+    1/20 pixel, at most an eighth of a side), the resampling cubic, and what enters from outside is left out. LBAG aligns
+    by OpenCV's ECC, which may also turn and scale: its numbers can differ. Raises ShapeError.
     """
     from scipy.ndimage import shift as moved
     from skimage.registration import phase_cross_correlation
 
-    plain = psnr(picture, sharp)
+    best = psnr(picture, sharp)
     a, b = _channels(picture), _channels(sharp)
-    if not np.isfinite(plain) or a.std() == 0 or b.std() == 0:
-        return plain
-    step = np.asarray(phase_cross_correlation(b.mean(2), a.mean(2), upsample_factor=20)[0])
-    if not step.any() or (np.abs(step) > np.array(b.shape[:2]) / 8).any():
-        return plain
-    a = moved(a, (*step, 0), order=3, mode="nearest")
-    inner = tuple(
-        slice(int(np.ceil(max(s, 0))), n - int(np.ceil(max(-s, 0)))) for s, n in zip(step, b.shape, strict=False)
-    )
-    return max(plain, psnr(np.clip(a[inner], 0, 1), b[inner]))
+    if not np.isfinite(best) or a.std() == 0 or b.std() == 0:
+        return best
+    still, other = b.mean(2) - b.mean(), a.mean(2) - a.mean()
+    for kind in ("phase", None):  # the first for sharp pictures, the second for smooth ones
+        step = np.asarray(phase_cross_correlation(still, other, upsample_factor=20, normalization=kind)[0])
+        if not step.any() or (np.abs(step) > np.array(b.shape[:2]) / 8).any():
+            continue
+        laid = moved(a, (*step, 0), order=3, mode="nearest")
+        inner = tuple(
+            slice(int(np.ceil(max(s, 0))), n - int(np.ceil(max(-s, 0)))) for s, n in zip(step, b.shape, strict=False)
+        )
+        best = max(best, psnr(np.clip(laid[inner], 0, 1), b[inner]))
+    return best
 
 
 def blur_effect(picture: Picture) -> float:

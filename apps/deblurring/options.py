@@ -49,6 +49,8 @@ class Options:
         flip: mirror half of the crops.
         prune: weight of the loss that teaches which windows to work on, by the masks; 0 without.
         shifted: take the smallest loss over nine shifts of one pixel, as the beam splitter's pairs need.
+        ssim: weight of the structural part of the loss beside the absolute error's 1; 0 without.
+        fft: weight of the spectra's part; with neither, a short training leaves sharp places alone better.
         validation: part of the groups (scenes) that is kept for validation, where the data name none.
         folds: train so many networks, each validated on another part; 0 for one network.
         tile: rows and columns of a tile in prediction.
@@ -62,6 +64,8 @@ class Options:
     flip: bool = True
     prune: float = 0.01
     shifted: bool = True
+    ssim: float = 1.0
+    fft: float = 0.1
     validation: float = 0.2
     folds: int = 0
     tile: int = 256

@@ -35,7 +35,7 @@ class Deblurrer(lightning.LightningModule):
     def __init__(self, network: nn.Module, options: Options) -> None:
         super().__init__()
         self.network = network
-        self.loss = Reconstruction(shifted=options.shifted)
+        self.loss = Reconstruction(ssim=options.ssim, fft=options.fft, shifted=options.shifted)
         self.prune = options.prune
         self._found: list[Tensor] = []  # of each crop: photograph, error, input's error, hits, found, marked
 
@@ -83,7 +83,7 @@ class Photographs(lightning.LightningDataModule):
         self.recipe = recipe
         shelf = Shelf()
         self.crops = Crops(train, side, options, recipe.seed, shelf)
-        self.looks = Looks(val, side, shelf)
+        self.looks = Looks(val, 2 * side, shelf)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return loader(self.crops, self.recipe)
@@ -155,10 +155,10 @@ def train(
     Raises InputError for photographs that cannot be read, and as `model.configured`, `model.initialise` and `fit`.
     """
     say(f"{len(part.train)} pairs to train on, {len(part.val)} to validate")
-    if not 0 <= options.blurred <= 1 or options.prune < 0 or options.patch < 1:
+    if not 0 <= options.blurred <= 1 or min(options.prune, options.ssim, options.fft) < 0 or options.patch < 1:
         raise SettingError(
-            f"--blurred is a part, 0..1, --prune not negative, --patch at least 1, got {options.blurred}, "
-            f"{options.prune}, {options.patch}"
+            "--blurred is a part, 0..1, --prune, --ssim and --fft are not negative, --patch is at least 1, got "
+            f"{options.blurred}, {options.prune}, {options.ssim}, {options.fft}, {options.patch}"
         )
     name = options.network
     config = model.configured(name, options.settings)
@@ -180,6 +180,8 @@ def train(
         "flip": options.flip,
         "prune": options.prune,
         "shifted": options.shifted,
+        "ssim": options.ssim,
+        "fft": options.fft,
         "train": [p.id for p in part.train],
         "val": [p.id for p in part.val],
         "init": str(init or ""),
