@@ -251,6 +251,7 @@ def _commands(show: Show, minutes: float) -> list[str]:
     return [
         f"glocal datasets sample {CARD} data",
         f"glocal deblurring train data --out run --set{reduced} --patch {o.patch} --blurred {o.blurred:g} "
-        f"--prune {o.prune:g} --ssim {o.ssim:g} --fft {o.fft:g} --no-shifted --validation {o.validation:g} --recipe.schedule {r.schedule}{changed}",
+        f"--prune {o.prune:g} --ssim {o.ssim:g} --fft {o.fft:g} --no-shifted --validation {o.validation:g} "
+        f"--recipe.schedule {r.schedule}{changed}",
         "glocal deblurring evaluate run --data data",
     ]

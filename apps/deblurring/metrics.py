@@ -72,8 +72,8 @@ def aligned_psnr(picture: Picture, sharp: Picture) -> float:
     """PSNR in dB after the picture is moved as a whole onto the sharp one; never below `psnr`.
 
     The shift is the better one of skimage.registration.phase_cross_correlation's two (phase and plain correlation, to
-    1/20 pixel, at most an eighth of a side), the resampling cubic, and what enters from outside is left out. LBAG aligns
-    by OpenCV's ECC, which may also turn and scale: its numbers can differ. Raises ShapeError.
+    1/20 pixel, at most an eighth of a side), the resampling cubic, and what enters from outside is left out. LBAG
+    aligns by OpenCV's ECC, which may also turn and scale: its numbers can differ. Raises ShapeError.
     """
     from scipy.ndimage import shift as moved
     from skimage.registration import phase_cross_correlation
