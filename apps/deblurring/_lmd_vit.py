@@ -188,10 +188,6 @@ class LMDViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, Block):
-                nn.init.trunc_normal_(module.attention.bias_table, std=0.02)
-                if module.modulator is not None:
-                    nn.init.normal_(module.modulator)
         if self.config.still:
             for p in self.out.parameters():
                 nn.init.zeros_(p)

@@ -56,6 +56,7 @@ class WindowAttention(nn.Module):
         self.heads, self.cells = heads, window * window
         self.qkv = Linear(dim, 3 * dim)
         self.bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.proj = Linear(dim, dim)
         self.register_buffer("bias_index", relative_index((window, window)).reshape(-1), persistent=False)
         if shift:
@@ -134,7 +135,7 @@ class Block(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.window, self.shift = window, shift
-        self.modulator = nn.Parameter(torch.empty(window * window, dim)) if modulator else None
+        self.modulator = nn.Parameter(torch.randn(window * window, dim)) if modulator else None
         self.norm1 = nn.LayerNorm(dim)
         self.attention = WindowAttention(dim, heads, window, shift)
         self.norm2 = nn.LayerNorm(dim)

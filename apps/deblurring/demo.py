@@ -248,10 +248,10 @@ def _commands(show: Show, minutes: float) -> list[str]:
         "warmup": r.warmup, "ema": r.ema,
     }  # fmt: skip
     changed = "".join(f" --recipe.{k} {v:g}" for k, v in how.items() if v is not None)
+    chosen = f"--patch {o.patch} --blurred {o.blurred:g} --prune {o.prune:g} --ssim {o.ssim:g} --fft {o.fft:g}"
+    chosen += f" --no-shifted --validation {o.validation:g} --recipe.schedule {r.schedule}"
     return [
         f"glocal datasets sample {CARD} data",
-        f"glocal deblurring train data --out run --set{reduced} --patch {o.patch} --blurred {o.blurred:g} "
-        f"--prune {o.prune:g} --ssim {o.ssim:g} --fft {o.fft:g} --no-shifted --validation {o.validation:g} "
-        f"--recipe.schedule {r.schedule}{changed}",
+        f"glocal deblurring train data --out run --set{reduced} {chosen}{changed}",
         "glocal deblurring evaluate run --data data",
     ]
