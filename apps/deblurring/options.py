@@ -48,9 +48,10 @@ class Options:
         blurred: part of the crops that hold a blurred pixel of the mask, where there are masks.
         flip: mirror half of the crops.
         prune: weight of the loss that teaches which windows to work on, by the masks; 0 without.
+        gate: weight of the gate's squared distance from the masks (LBAG's is 0.1); 0 without.
         shifted: take the smallest loss over nine shifts of one pixel, as the beam splitter's pairs need.
         ssim: weight of the structural part of the loss beside the absolute error's 1; 0 without.
-        fft: weight of the spectra's part; with neither, a short training leaves sharp places alone better.
+        fft: weight of the spectra's part; 0 without.
         validation: part of the groups (scenes) that is kept for validation, where the data name none.
         folds: train so many networks, each validated on another part; 0 for one network.
         tile: rows and columns of a tile in prediction.
@@ -63,6 +64,7 @@ class Options:
     blurred: float = 0.5
     flip: bool = True
     prune: float = 0.01
+    gate: float = 0.0
     shifted: bool = True
     ssim: float = 1.0
     fft: float = 0.1

@@ -36,7 +36,7 @@ class Deblurrer(lightning.LightningModule):
         super().__init__()
         self.network = network
         self.loss = Reconstruction(ssim=options.ssim, fft=options.fft, shifted=options.shifted)
-        self.prune = options.prune
+        self.prune, self.gate = options.prune, options.gate
         self._found: list[Tensor] = []  # of each crop: photograph, error, input's error, hits, found, marked
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
@@ -44,6 +44,8 @@ class Deblurrer(lightning.LightningModule):
         loss: Tensor = self.loss(restored.image.float(), batch["sharp"])
         if self.prune and restored.scores:
             loss = loss + self.prune * pruning([s.float() for s in restored.scores], batch["mask"])
+        if self.gate:
+            loss = loss + self.gate * (restored.gate.float() - batch["mask"]).square().mean()
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -155,10 +157,14 @@ def train(
     Raises InputError for photographs that cannot be read, and as `model.configured`, `model.initialise` and `fit`.
     """
     say(f"{len(part.train)} pairs to train on, {len(part.val)} to validate")
-    if not 0 <= options.blurred <= 1 or min(options.prune, options.ssim, options.fft) < 0 or options.patch < 1:
+    if (
+        not 0 <= options.blurred <= 1
+        or min(options.prune, options.gate, options.ssim, options.fft) < 0
+        or options.patch < 1
+    ):
         raise SettingError(
-            "--blurred is a part, 0..1, --prune, --ssim and --fft are not negative, --patch is at least 1, got "
-            f"{options.blurred}, {options.prune}, {options.ssim}, {options.fft}, {options.patch}"
+            "--blurred is a part, 0..1, --prune, --gate, --ssim and --fft are not negative, --patch is at least 1, "
+            f"got {options.blurred}, {options.prune}, {options.gate}, {options.ssim}, {options.fft}, {options.patch}"
         )
     name = options.network
     config = model.configured(name, options.settings)
@@ -179,6 +185,7 @@ def train(
         "blurred": options.blurred,
         "flip": options.flip,
         "prune": options.prune,
+        "gate": options.gate,
         "shifted": options.shifted,
         "ssim": options.ssim,
         "fft": options.fft,

@@ -152,8 +152,8 @@ class Whole(torch.nn.Module):
     """Answers the blurred picture, a little nearer to grey; says that everything is blurred."""
 
     def forward(self, image: torch.Tensor) -> Any:
-        blur = torch.ones_like(image[:, :1])
-        return type("Answer", (), {"image": 0.9 * image + 0.05, "blur": blur, "scores": []})()
+        ones = torch.ones_like(image[:, :1])
+        return type("Answer", (), {"image": 0.9 * image + 0.05, "blur": ones, "gate": 0.7 * ones, "scores": []})()
 
 
 def test_the_score_is_the_mean_gain_of_photographs() -> None:
@@ -221,6 +221,9 @@ def test_what_the_options_change_reaches_the_loss() -> None:
     assert Deblurrer(network, replace(OPTIONS, shifted=False)).loss.shifted is False
     assert isinstance(Deblurrer(network, OPTIONS).loss, Reconstruction)
     assert Deblurrer(network, replace(OPTIONS, prune=0.3)).prune == 0.3
+    batch = {"blurred": torch.rand(2, 3, 16, 16), "sharp": torch.rand(2, 3, 16, 16), "mask": torch.zeros(2, 1, 16, 16)}
+    with_gate, without = (Deblurrer(Whole(), replace(OPTIONS, gate=g)).training_step(batch, 0) for g in (2.0, 0.0))
+    assert float(with_gate - without) == pytest.approx(2 * 0.49, abs=1e-4)
     assert Deblurrer(network, replace(OPTIONS, ssim=0.2, fft=0.0)).loss.weights == {"l1": 1, "ssim": 0.2, "fft": 0}
 
 
