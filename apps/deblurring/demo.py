@@ -249,7 +249,8 @@ def _commands(show: Show, minutes: float) -> list[str]:
     }  # fmt: skip
     changed = "".join(f" --recipe.{k} {v:g}" for k, v in how.items() if v is not None)
     chosen = f"--patch {o.patch} --blurred {o.blurred:g} --prune {o.prune:g} --gate {o.gate:g}"
-    chosen += f" --ssim {o.ssim:g} --fft {o.fft:g} --no-shifted --validation {o.validation:g} --recipe.schedule {r.schedule}"
+    chosen += f" --ssim {o.ssim:g} --fft {o.fft:g} --no-shifted"
+    chosen += f" --validation {o.validation:g} --recipe.schedule {r.schedule}"
     return [
         f"glocal datasets sample {CARD} data",
         f"glocal deblurring train data --out run --set{reduced} {chosen}{changed}",
