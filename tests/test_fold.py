@@ -244,7 +244,10 @@ def test_meta_and_precision() -> None:
 
 @pytest.mark.parametrize("family", registry.families())
 def test_every_family_answers_alike(family: str) -> None:
-    """Backbones with one block or two a stage, whether or not they have a batch norm; on the whole pyramid."""
+    """Backbones with one block or two a stage, whether or not they have a batch norm; on the whole pyramid.
+
+    In float64: in float32 rounding alone comes to 1.2e-5 of the spread in single values (SViT).
+    """
     module = registry.family(family)
     name, config = next(iter(module.VARIANTS.items()))
     few = {"depths": tuple(min(d, 2) for d in config.depths)} if hasattr(config, "depths") else {}
@@ -258,12 +261,12 @@ def test_every_family_answers_alike(family: str) -> None:
             nn.init.normal_(part.running_mean, std=0.1)
             nn.init.uniform_(part.running_var, 0.5, 2.0)
     side = module.FACTS.size.get(name, 224)
-    image = torch.randn(1, 3, side, side)
+    model, image = model.double(), torch.randn(1, 3, side, side, dtype=torch.float64)
     folded: Any = fold(model)
     with torch.no_grad():
         pairs = [(folded(image), model(image)), *zip(folded.backbone(image), model.backbone(image), strict=True)]
     for got, want in pairs:
-        assert (got - want).abs().max() <= 1e-5 * want.std()
+        assert (got - want).abs().max() <= 1e-9 * want.std()
 
 
 def test_resnets_lose_every_norm() -> None:

@@ -44,8 +44,8 @@ def given(size: int = 24, cells: int = 12, batch: int = 2) -> tuple[Tensor, Tens
     ("name", "cnn", "bare"),
     [
         ("icolorit_tiny", 6_444_740, 5_632_064),
-        ("icolorit_tiny_patch8", 5_716_004, 5_410_496),
-        ("icolorit_tiny_patch32", 9_670_148, 6_518_336),
+        ("icolorit_tiny_p8", 5_716_004, 5_410_496),
+        ("icolorit_tiny_p32", 9_670_148, 6_518_336),
         ("icolorit_small", 23_505_800, 21_880_448),
         ("icolorit", 89_478_416, 86_227_712),
     ],

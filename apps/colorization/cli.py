@@ -116,7 +116,7 @@ def import_(
     Args:
         weights: the file; read without running anything in it.
         out: folder of the bundle.
-        network: icolorit_tiny, icolorit_tiny_patch8, icolorit_tiny_patch32, icolorit_small or icolorit.
+        network: icolorit_tiny, icolorit_tiny_p8, icolorit_tiny_p32, icolorit_small or icolorit.
         set: further settings that the file does not say: NAME=VALUE.
     """
     from apps.colorization import training

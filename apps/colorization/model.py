@@ -46,8 +46,8 @@ Config = IColoriTConfig
 _TINY = IColoriTConfig()
 NETWORKS: dict[str, Config] = {
     "icolorit_tiny": _TINY,
-    "icolorit_tiny_patch8": replace(_TINY, patch=8),
-    "icolorit_tiny_patch32": replace(_TINY, patch=32),
+    "icolorit_tiny_p8": replace(_TINY, patch=8),
+    "icolorit_tiny_p32": replace(_TINY, patch=32),
     "icolorit_small": replace(_TINY, dim=384, heads=6),
     "icolorit": replace(_TINY, dim=768, heads=12),
 }
@@ -57,8 +57,8 @@ FACTS: dict[str, Facts] = {
     name: _FACTS(title=title, size={name: 224})
     for name, title in {
         "icolorit_tiny": "iColoriT-T",
-        "icolorit_tiny_patch8": "iColoriT-T, patch 8",
-        "icolorit_tiny_patch32": "iColoriT-T, patch 32",
+        "icolorit_tiny_p8": "iColoriT-T, patch 8",
+        "icolorit_tiny_p32": "iColoriT-T, patch 32",
         "icolorit_small": "iColoriT-S",
         "icolorit": "iColoriT",
     }.items()

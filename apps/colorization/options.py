@@ -47,7 +47,7 @@ class Options:
     """What is trained, on which part of the data and in which form.
 
     Attributes:
-        network: icolorit_tiny, icolorit_tiny_patch8, icolorit_tiny_patch32, icolorit_small or icolorit.
+        network: icolorit_tiny, icolorit_tiny_p8, icolorit_tiny_p32, icolorit_small or icolorit.
         settings: further settings of the network, name -> value.
         hints: most hints that a training picture gets; their number is drawn from 0 to this, all equally likely.
         crop: area of the random crops, smallest and largest part of the picture.

@@ -52,6 +52,7 @@ class Options:
         shifted: take the smallest loss over nine shifts of one pixel, as the beam splitter's pairs need.
         ssim: weight of the structural part of the loss beside the absolute error's 1; 0 without.
         fft: weight of the spectra's part; 0 without.
+        last: learning rate of the last layer, as part of the others': a small one keeps the brightness steady.
         validation: part of the groups (scenes) that is kept for validation, where the data name none.
         folds: train so many networks, each validated on another part; 0 for one network.
         tile: rows and columns of a tile in prediction.
@@ -68,6 +69,7 @@ class Options:
     shifted: bool = True
     ssim: float = 1.0
     fft: float = 0.1
+    last: float = 1.0
     validation: float = 0.2
     folds: int = 0
     tile: int = 256

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from apps.deblurring import data as sets
-from apps.deblurring import demo, training
+from apps.deblurring import demo, model, training
 from apps.deblurring._crops import Crops, Looks, Shelf, cut
 from apps.deblurring._losses import Reconstruction
 from apps.deblurring.data import Data, Pair
@@ -225,6 +225,16 @@ def test_what_the_options_change_reaches_the_loss() -> None:
     with_gate, without = (Deblurrer(Whole(), replace(OPTIONS, gate=g)).training_step(batch, 0) for g in (2.0, 0.0))
     assert float(with_gate - without) == pytest.approx(2 * 0.49, abs=1e-4)
     assert Deblurrer(network, replace(OPTIONS, ssim=0.2, fft=0.0)).loss.weights == {"l1": 1, "ssim": 0.2, "fft": 0}
+
+
+def test_the_last_layer_has_its_own_rate() -> None:
+    network = model.create("lmd_vit", **SMALL)
+    for last, rates in ((1.0, {1e-3}), (0.1, {1e-3, 1e-4})):
+        found = Deblurrer(network, replace(OPTIONS, last=last)).parameter_groups(replace(QUICK, lr=1e-3))
+        assert {g["lr"] for g in found} == rates
+        assert sum(len(g["params"]) for g in found) == len(list(network.parameters()))
+        small = [p for g in found if g["lr"] < 1e-3 for p in g["params"]]
+        assert {id(p) for p in small} == ({id(p) for p in network.out.parameters()} if last < 1 else set())
 
 
 # ---- the demonstration
