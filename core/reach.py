@@ -70,12 +70,13 @@ def sample(size: int = 224) -> Tensor:
     return torch.from_numpy(((picture - mean) / std).transpose(2, 0, 1)[None]).float()
 
 
-def rows(image: Tensor) -> list[Row]:
-    """Every family's first variant with fresh weights, the same seed for each."""
+def rows() -> list[Row]:
+    """Every family's first variant with fresh weights, the same seed for each, on the sample picture at its size."""
     found = []
     for family in registry.families():
         module = registry.family(family)
-        name = f"{family}/{next(iter(module.VARIANTS))}"
+        variant = next(iter(module.VARIANTS))
+        name, image = f"{family}/{variant}", sample(module.FACTS.size.get(variant, 224))
         torch.manual_seed(0)
         model = registry.create(name).eval()
         with torch.no_grad():
@@ -101,7 +102,7 @@ def section(found: list[Row], image: Tensor) -> str:
         f'<p><img class="small" src="{pictures.inline(shown)}" alt="the sample picture, an astronaut"></p>',
         "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse; each "
         "colour step is a power of ten, black is a hundred-thousandth of the strongest or nothing.</p>",
-        "<table><tr><th>network</th><th>parameters</th><th>one picture, 224 px</th><th>reach by level</th></tr>",
+        "<table><tr><th>network</th><th>parameters</th><th>one picture at its size</th><th>reach by level</th></tr>",
     ]
     for row in found:
         maps = "".join(
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     out: Path = parser.parse_args(argv).out
     image = sample()
     print("running every family once:", flush=True)
-    page.add_html(out, "zz-networks", section(rows(image), image))  # last on the page
+    page.add_html(out, "zz-networks", section(rows(), image))  # last on the page
     print(f"look at {page.assemble(out)}")
     return 0
 

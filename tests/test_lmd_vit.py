@@ -394,6 +394,28 @@ def test_training_draws_and_agrees_with_evaluation() -> None:
         torch.testing.assert_close(network.eval()(image, keep=[k.detach() for k in first.keeps]).image, first.image)
 
 
+def test_decisions_that_are_not_drawn_are_those_of_evaluation() -> None:
+    network, image = small(drop_path=0.0, drawn=False, still=True), picture()
+    with torch.no_grad():
+        want = network(image)
+    found = network.train()(image)
+    torch.testing.assert_close(found.image, want.image)
+    assert all(torch.equal(a.detach(), b) for a, b in zip(found.keeps, want.keeps, strict=True))
+    found.image.square().mean().backward()
+    for block in (b for stage in network.stages() for b in stage.decisions):
+        assert block.predictor is not None
+        assert block.predictor.out3.weight.grad is not None
+        assert block.predictor.out3.weight.grad.abs().sum() > 0
+
+
+def test_a_still_start_leaves_the_picture_as_it_is() -> None:
+    network, image = model.create("lmd_vit", **SMALL, still=True).eval(), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        restored = network(image)
+    assert torch.equal(restored.image, image)
+    assert restored.worked.min() == 1
+
+
 def test_drop_path_drops_whole_images() -> None:
     torch.manual_seed(0)
     block = Block(8, 1, window=4, shift=2, drop_path=0.5).train()

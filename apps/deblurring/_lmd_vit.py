@@ -37,6 +37,7 @@ class LMDViTConfig:
     modulator: bool = True  # learned rows for the cells of the decoder's windows
     prune: tuple[bool, ...] = ()  # which stages have predictors, the others work on every window; none named: all
     drop_path: float = 0.1  # of the bottleneck; linear from 0 over the encoder, back to 0 over the decoder
+    drawn: bool = True  # draw decisions in training; else as in evaluation, which a short training misses less
     still: bool = False  # start with a residual of zero and nearly every window kept: for a short training
     classes: ClassVar[None] = None  # it answers a picture
 
@@ -178,6 +179,7 @@ class LMDViT(nn.Module):
             Block(
                 dim, c.heads[place], window=window, shift=shift * (i % 2), ratio=c.ratio, drop_path=rate,
                 modulator=c.modulator and place > self.levels, predictor=i < 2 and (not c.prune or c.prune[place]),
+                drawn=c.drawn,
             )
             for i, rate in enumerate(rates)
         ])  # fmt: skip

@@ -126,15 +126,16 @@ class Block(nn.Module):
         ratio: hidden channels of the FFN over `dim`.
         modulator: add a learned row to each cell of a window before attention.
         predictor: hold a predictor, whose decision this block and later ones follow.
+        drawn: in training draw the decision; else take the likelier one, as in evaluation.
         drop_path: of both branches, an image at a time.
     """
 
     def __init__(
         self, dim: int, heads: int, *, window: int, shift: int, ratio: float = 4.0, modulator: bool = False,
-        predictor: bool = False, drop_path: float = 0.0,
+        predictor: bool = False, drawn: bool = True, drop_path: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.window, self.shift = window, shift
+        self.window, self.shift, self.drawn = window, shift, drawn
         self.modulator = nn.Parameter(torch.randn(window * window, dim)) if modulator else None
         self.norm1 = nn.LayerNorm(dim)
         self.attention = WindowAttention(dim, heads, window, shift)
@@ -146,7 +147,8 @@ class Block(nn.Module):
     def decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score map (B, 2, H, W) of a map (B, H, W, C), and the decision (B, 1, h, w), 1 where a window is kept.
 
-        The decision lies in the frame of the rolled map. In training it is drawn (Gumbel-softmax, straight through).
+        The decision lies in the frame of the rolled map. In training its gradient is the probability's (straight
+        through), and it is drawn (Gumbel-softmax) unless `drawn` is off.
         """
         assert self.predictor is not None
         scores = self.predictor(x)
@@ -154,10 +156,13 @@ class Block(nn.Module):
         n = self.window
         rolled = scores.roll((-self.shift, -self.shift), (1, 2)) if self.shift else scores
         logits = rolled.reshape(B, H // n, n, W // n, n, 2).mean((2, 4))
-        if self.training:
+        if self.training and self.drawn:
             keep = F.gumbel_softmax(logits, tau=1.0, hard=True)[..., 0]
         else:
-            keep = (logits.softmax(-1)[..., 0] > 0.5).to(x.dtype)
+            likely = logits.softmax(-1)[..., 0]
+            keep = (likely > 0.5).to(likely.dtype)
+            if self.training:
+                keep = keep + (likely - likely.detach())  # the bracket is exactly 0
         return scores.permute(0, 3, 1, 2), keep[:, None]
 
     def forward(self, x: Tensor, kept: Kept) -> Tensor:

@@ -58,9 +58,10 @@ SHOW = Show(
     Options(
         settings={
             "dims": [8, 24, 48, 96], "depths": [1, 1, 1, 2, 1, 1, 1], "heads": [1, 1, 2, 3, 2, 1, 1],
-            "ratio": 2.0, "drop_path": 0.0, "still": True,
+            "ratio": 2.0, "drop_path": 0.0, "still": True, "drawn": False,
+            "prune": [False, False, False, False, False, False, True],
         },
-        patch=64, blurred=1.0, prune=0.03, shifted=False, ssim=0.05, fft=0.05, last=0.1, validation=0.25,
+        patch=64, blurred=0.9, prune=0.02, gate=0.3, shifted=False, ssim=0.05, fft=0.03, last=0.1, validation=0.25,
     ),
     replace(SHORT, lr=2e-3, epochs=400, steps_per_epoch=25, batch=4, schedule="onecycle", warmup=0.1, ema=0.98),
     (0.3, 6.0),
@@ -248,8 +249,8 @@ def _commands(show: Show, minutes: float) -> list[str]:
         "warmup": r.warmup, "ema": r.ema,
     }  # fmt: skip
     changed = "".join(f" --recipe.{k} {v:g}" for k, v in how.items() if v is not None)
-    chosen = f"--patch {o.patch} --blurred {o.blurred:g} --prune {o.prune:g} --last {o.last:g}"
-    chosen += f" --ssim {o.ssim:g} --fft {o.fft:g} --no-shifted"
+    chosen = f"--patch {o.patch} --blurred {o.blurred:g} --prune {o.prune:g} --gate {o.gate:g}"
+    chosen += f" --ssim {o.ssim:g} --fft {o.fft:g} --last {o.last:g} --no-shifted"
     chosen += f" --validation {o.validation:g} --recipe.schedule {r.schedule}"
     return [
         f"glocal datasets sample {CARD} data",
