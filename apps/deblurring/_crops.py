@@ -67,7 +67,19 @@ class Crops(Dataset[dict[str, Tensor]]):
         found = cut(arrays, self.side, draw, self.options.blurred)
         if self.options.flip and draw.random() < 0.5:
             found = {name: value.flip(-1) for name, value in found.items()}
-        return found
+        return changed(found, draw) if self.options.colours else found
+
+
+def changed(crop: dict[str, Tensor], draw: np.random.Generator) -> dict[str, Tensor]:
+    """A crop turned by quarters, its channels in another order, its values 0..1 laid linearly into a narrower range.
+
+    The range starts below 0.35 and ends above 0.65, or the other way round: half of the crops are negatives.
+    """
+    order, turns = torch.from_numpy(draw.permutation(3)), int(draw.integers(4))
+    ends = [float(draw.uniform(0, 0.35)), float(draw.uniform(0.65, 1))]
+    low, high = ends if draw.random() < 0.5 else ends[::-1]
+    pictures = {name: low + (high - low) * crop[name][order] for name in ("blurred", "sharp")}
+    return {name: value.rot90(turns, (1, 2)).contiguous() for name, value in (crop | pictures).items()}
 
 
 class Looks(Dataset[dict[str, Tensor]]):

@@ -61,10 +61,10 @@ SHOW = Show(
             "ratio": 2.0, "drop_path": 0.0, "still": True, "drawn": False,
             "prune": [False, False, False, False, False, False, True],
         },
-        patch=64, blurred=0.9, prune=0.02, gate=0.3, shifted=False, ssim=0.05, fft=0.03, last=0.1, validation=0.25,
+        patch=64, blurred=0.9, prune=0.02, shifted=False, ssim=0.05, fft=0.03, last=0.1, validation=0.25,
     ),
     replace(SHORT, lr=2e-3, epochs=400, steps_per_epoch=25, batch=4, schedule="onecycle", warmup=0.1, ema=0.98),
-    (0.3, 6.0),
+    (0.3, 3.0),
     300,
 )  # fmt: skip
 
@@ -181,11 +181,14 @@ def _mean(cases: Sequence[CaseScore], metric: str) -> float:
 
 
 def _gain(scored: Scored) -> str:
-    """The gain in PSNR over the blurred photographs, with its interval."""
-    row = next(r for r in scored.gain.rows if r["class"] == CLASS and r["metric"] == "psnr")
-    spread = "" if row["low"] is None else f", 95 % {row['low']:+.2f} to {row['high']:+.2f}"
+    """The gains in PSNR over the blurred photographs, whole and where they are blurred, with their intervals."""
+    words = []
+    for metric, what in (("psnr", "whole photographs"), ("weighted_psnr", "what is blurred")):
+        row = next(r for r in scored.gain.rows if r["class"] == CLASS and r["metric"] == metric)
+        spread = "" if row["low"] is None else f" (95 % {row['low']:+.3f} to {row['high']:+.3f})"
+        words.append(f"{row['difference']:+.3f} dB{spread} of {what}")
     groups = len({case.group for case in scored.cases})
-    return f"gain {row['difference']:+.2f} dB over the blurred photographs{spread} ({groups} scenes)"
+    return f"gain {', '.join(words)}; {len(scored.cases)} pairs of {groups} photographs left out"
 
 
 def _table(methods: dict[str, tuple[CaseScore, ...]], scored: Scored) -> page.Table:
@@ -250,7 +253,7 @@ def _commands(show: Show, minutes: float) -> list[str]:
     }  # fmt: skip
     changed = "".join(f" --recipe.{k} {v:g}" for k, v in how.items() if v is not None)
     chosen = f"--patch {o.patch} --blurred {o.blurred:g} --prune {o.prune:g} --gate {o.gate:g}"
-    chosen += f" --ssim {o.ssim:g} --fft {o.fft:g} --last {o.last:g} --no-shifted"
+    chosen += f" --ssim {o.ssim:g} --fft {o.fft:g} --last {o.last:g} --no-shifted{' --colours' * o.colours}"
     chosen += f" --validation {o.validation:g} --recipe.schedule {r.schedule}"
     return [
         f"glocal datasets sample {CARD} data",

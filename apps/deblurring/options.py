@@ -47,6 +47,8 @@ class Options:
         patch: rows and columns of the crops that it trains on, a multiple of 16 windows (128); published: 512.
         blurred: part of the crops that hold a blurred pixel of the mask, where there are masks.
         flip: mirror half of the crops.
+        colours: also turn crops by quarters, shuffle their channels, change brightness and contrast, and make negatives
+            of half: for few photographs, whose brightness a network would learn instead of their blur.
         prune: weight of the loss that teaches which windows to work on, by the masks; 0 without.
         gate: weight of the gate's squared distance from the masks (LBAG's is 0.1); 0 without.
         shifted: take the smallest loss over nine shifts of one pixel, as the beam splitter's pairs need.
@@ -64,6 +66,7 @@ class Options:
     patch: int = 256
     blurred: float = 0.5
     flip: bool = True
+    colours: bool = False
     prune: float = 0.01
     gate: float = 0.0
     shifted: bool = True

@@ -197,6 +197,7 @@ def train(
         "patch": side,
         "blurred": options.blurred,
         "flip": options.flip,
+        "colours": options.colours,
         "shifted": options.shifted,
         **weights,
         "train": [p.id for p in part.train],

@@ -97,6 +97,31 @@ def test_crops_on_the_blur_hold_some(folder: Path) -> None:
     assert shares[0.0] < 0.8
 
 
+def test_changed_colours_are_the_same_in_both(folder: Path) -> None:
+    pairs, shelf = [pair(folder, "p0")], Shelf()
+    kept, others = (Crops(pairs, 16, replace(OPTIONS, colours=c), 0, shelf) for c in (False, True))
+    negatives, orders = set(), set()
+    for i in range(16):
+        plain, crop = kept[i], others[i]
+        assert min(float(crop[n].min()) for n in ("blurred", "sharp")) >= 0
+        assert max(float(crop[n].max()) for n in ("blurred", "sharp")) <= 1
+        found = []
+        for turns in range(4):
+            back = {n: v.rot90(-turns, (1, 2)) for n, v in crop.items()}
+            for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)):
+                x, y = (torch.cat([p[n][list(o)].flatten() for n in ("blurred", "sharp")])
+                        for p, o in ((plain, order), (back, (0, 1, 2))))  # fmt: skip
+                slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+                line = y.mean() + slope * (x - x.mean())
+                if torch.allclose(line, y, atol=1e-4) and torch.equal(back["mask"], plain["mask"]):
+                    found.append((slope < 0, order))
+        assert found
+        negatives.add(found[0][0])
+        orders.add(found[0][1])
+    assert negatives == {True, False}
+    assert len(orders) > 2
+
+
 def test_small_photographs_are_mirrored() -> None:
     values = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     crop = cut((values, values, None), 4, np.random.default_rng(0), 1.0)
