@@ -48,12 +48,12 @@ class Settings:
     """How to measure.
 
     Attributes:
-        size: rows and columns in pixels.
+        size: rows and columns in pixels, of clips frames before them.
         train: time forward and backward in training mode instead of inference; no optimiser step.
         rounds: timed pairs after warm-up.
     """
 
-    size: tuple[int, int] = (224, 224)
+    size: tuple[int, ...] = (224, 224)
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = 2
     rounds: int = 15
@@ -66,7 +66,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is at least 1, got {getattr(self, name)}")
         if min(self.size) < 1:
-            raise SettingError(f"size is at least 1 pixel, got {self.size[0]} x {self.size[1]}")
+            raise SettingError(f"size is at least 1 pixel, got {' x '.join(map(str, self.size))}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise SettingError("device cuda: this machine, or this build of torch, has no CUDA device")
         if self.device not in ("cpu", "cuda"):
@@ -130,11 +130,11 @@ def pair(name: str, against: str | None, settings: Settings) -> Pair:
 
 
 def _classes(name: str) -> int | None:
-    """Of the classifier around a backbone; a network of an app has its own."""
-    return None if registry.is_network(name) else CLASSES
+    """Of the classifier around a backbone, as the tables count it; a network of an app has its own."""
+    return None if registry.is_network(name) else registry.lookup(name)[0].FACTS.classes
 
 
-def _built_for(config: Any, size: tuple[int, int]) -> dict[str, Any]:
+def _built_for(config: Any, size: tuple[int, ...]) -> dict[str, Any]:
     """The image size as an override, where the variant is built for another one."""
     built = getattr(config, "image_size", None)
     if built is None or tuple(size) == ((built, built) if isinstance(built, int) else tuple(built)):
@@ -142,7 +142,7 @@ def _built_for(config: Any, size: tuple[int, int]) -> dict[str, Any]:
     return {"image_size": size[0] if size[0] == size[1] else tuple(size)}
 
 
-def _timm(against: str, channels: int, size: tuple[int, int]) -> nn.Module:
+def _timm(against: str, channels: int, size: tuple[int, ...]) -> nn.Module:
     import timm
 
     name = against.removeprefix("timm:")
@@ -194,7 +194,7 @@ def _like(model: nn.Module) -> nn.Module:
 
 
 def measure(both: Pair, batch: int, settings: Settings, *, warm_up: int = 3) -> dict[str, Any]:
-    """Time the contenders on images (batch, C, *size) and return plain numbers.
+    """Time the contenders on images or clips (batch, C, *size) and return plain numbers.
 
     Each round times every contender once, in an order that turns from round to round, and then the machine's matrix
     product in the same dtype. Latency is of one pass over the batch in seconds; ratio is the opponent's time over ours

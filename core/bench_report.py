@@ -56,7 +56,8 @@ def _cpu() -> str:
 
 def text(document: dict[str, Any]) -> str:
     """The document as a table for people."""
-    head = ("network", "batch", "ms", "quartiles", "images/s", "peak MB", "parameters", "MACs", "share")
+    each = "images/s" if len(document["size"]) == 2 else "clips/s"
+    head = ("network", "batch", "ms", "quartiles", each, "peak MB", "parameters", "MACs", "share")
     lines = [head]
     for result in document["results"]:
         for net in result["networks"]:

@@ -45,22 +45,29 @@ def info(name: str, /) -> None:
         "licence": f"{row.licence} (published weights)",
         "code": "no code was published: our reading of the paper" if row.reading else "published",
         "parameters": f"{row.parameters:,} with {row.classes:,} classes",
-        "MACs": f"{row.macs:,} for an image of {row.size} x {row.size} pixels, {channels}",
+        "MACs": f"{row.macs:,} for {_input(row)}, {channels}",
         "channels": " ".join(map(str, row.channels)),
-        "strides": " ".join(map(str, row.strides)),
+        "strides": table.strides(row),
     }
     if row.module:
         fields["strides"] += " (of its answers)"
-        fields |= {k: f"{v:g} (published)" for k, v in row.scores.items()}
-        fields["module"] = row.module
     else:
-        fields["top-1"] = "-" if row.top1 is None else f"{row.top1:.1f} % (ImageNet-1k, published)"
+        fields["top-1"] = "-" if row.top1 is None else f"{row.top1:.1f} % ({row.data}, published)"
+    fields |= {k: f"{v:g} (published)" for k, v in row.scores.items()}
+    if row.module:
+        fields["module"] = row.module
     _fields(fields)
     print("\nsettings")
     shown = {k: _value(v) for k, (v, _) in row.settings.items()}
     names, values = max(map(len, shown)), min(max(map(len, shown.values())), 40)
     for key, (_, meaning) in row.settings.items():
         print(f"  {key.ljust(names)}  {shown[key].ljust(values)}  {meaning}".rstrip())
+
+
+def _input(row: table.Row) -> str:
+    *frames, rows, columns = row.axes
+    clip = f"a clip of {frames[0]} frames" if frames else "an image"
+    return f"{clip} of {rows} x {columns} pixels"
 
 
 def _value(value: Any) -> str:
@@ -87,13 +94,14 @@ def _ready(name: str) -> table.Row:
     return row
 
 
-def _sides(size: list[int] | None, row: table.Row) -> tuple[int, int]:
-    """One side or two, in pixels; by default those of the published input."""
+def _axes(size: list[int] | None, row: table.Row) -> tuple[int, ...]:
+    """Rows and columns in pixels, for clips frames before them; what is not given is that of the published input."""
     if not size:
-        return row.size, row.size
-    if len(size) > 2:
-        raise SettingError(f"--size takes one side or rows and columns, got {len(size)} numbers")
-    return size[0], size[-1]
+        return row.axes
+    if len(size) > len(row.axes):
+        more = " or frames, rows and columns" if len(row.axes) == 3 else ""
+        raise SettingError(f"--size takes one side or rows and columns{more}, got {len(size)} numbers")
+    return tuple(size) if len(size) == 3 else (*row.axes[:-2], size[0], size[-1])
 
 
 @models.command
@@ -118,7 +126,8 @@ def bench(
         name: family/variant or domain/network.
         against: another of these, or timm:NAME.
         batch: images at once; each number is measured.
-        size: side of the image in pixels, or rows and columns; the published one by default.
+        size: side of the image in pixels, or rows and columns, or for clips frames, rows and columns; the published
+            one by default.
         dtype: of weights and images.
         threads: of torch on the CPU.
         rounds: timed pairs after warm-up.
@@ -131,10 +140,14 @@ def bench(
     from core import bench_report
 
     row = _ready(name)
-    sides = _sides(size, row)
+    axes, theirs = _axes(size, row), 2  # timm's networks take images
     if against is not None and not against.startswith("timm:"):
-        against = _ready(against).name
-    settings = benchmarks.Settings(sides, dtype, threads, rounds, train, compile, device)
+        other = _ready(against)
+        against, theirs = other.name, len(other.axes)
+    if against is not None and theirs != len(axes):
+        takes = {2: "images", 3: "clips"}
+        raise SettingError(f"{row.name} takes {takes[len(axes)]} and {against} {takes[theirs]}: nothing to compare")
+    settings = benchmarks.Settings(axes, dtype, threads, rounds, train, compile, device)
     bench_report.ready(out)
     document = benchmarks.benchmark(row.name, against, batch, settings)
     print(bench_report.text(document))
@@ -163,7 +176,8 @@ def export(
         file: where to write, ends in .onnx.
         weights: the authors' weights file, or one of ours; random weights without it.
         classes: number of classes of the classifier.
-        size: side of the image in pixels, or rows and columns; the published one by default.
+        size: side of the image in pixels, or rows and columns, or for clips frames, rows and columns; the published
+            one by default.
         batch: images at once.
     """
     from core import export as exports
@@ -172,10 +186,10 @@ def export(
         if value is not None and value < 1:
             raise SettingError(f"--{option} is at least 1, got {value}")
     row = _ready(name)
-    sides = _sides(size, row)
+    axes = _axes(size, row)
     exports.ready(file)
-    model = exports.network(row.name, weights_file=weights, classes=classes, size=sides)
-    done = exports.export(model, file, sides, name=row.name, batch=batch)
+    model = exports.network(row.name, weights_file=weights, classes=classes, size=axes)
+    done = exports.export(model, file, axes, name=row.name, batch=batch)
     what = "" if weights else " with random weights"
     print(f"written: {done.path}{what} and {done.side} ({done.exporter} exporter)")
     print(f"onnxruntime answers as torch does, within {done.difference:.1e} of the spread")

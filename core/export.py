@@ -50,7 +50,7 @@ class Exported:
 
 
 def network(
-    name: str, *, weights_file: Path | None = None, classes: int | None = None, size: tuple[int, int] | None = None
+    name: str, *, weights_file: Path | None = None, classes: int | None = None, size: tuple[int, ...] | None = None
 ) -> nn.Module:
     """The network to export, in evaluation mode.
 
@@ -100,7 +100,7 @@ def ready(path: Path) -> None:
 def export(
     model: nn.Module,
     path: str | Path,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     *,
     name: str,
     batch: int = 1,
@@ -109,12 +109,12 @@ def export(
     output: str = "logits",
     meaning: str = "",
 ) -> Exported:
-    """Write `model` as ONNX for images (batch, C, *size), float32, and `<path>.json` beside it.
+    """Write `model` as ONNX for images or clips (batch, C, *size), float32, and `<path>.json` beside it.
 
     Args:
         model: a backbone or a Classifier; exported in evaluation mode on the CPU.
         path: ends in .onnx; written aside, compared with torch by onnxruntime, then renamed.
-        size: rows and columns in pixels.
+        size: rows and columns in pixels, of clips frames before them.
         name: "family/variant", which decides the input contract.
         batch: images at once.
         bound: largest difference accepted, relative to the spread of the output.

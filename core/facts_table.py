@@ -12,6 +12,7 @@ import torch
 
 from core import measure, registry
 from core.errors import SettingError
+from core.facts import Facts
 
 
 def family(name: str, *, quick: bool = False) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def family(name: str, *, quick: bool = False) -> dict[str, Any]:
     """
     module = registry.family(name)
     facts = module.FACTS
-    for key in (*facts.top1, *facts.size):
+    for key in (*facts.top1, *facts.size, *facts.scores):
         if key not in module.VARIANTS:
             raise SettingError(f"{name}: FACTS name a variant {key!r} that VARIANTS lack")
     first = next(iter(module.VARIANTS.values()))
@@ -32,11 +33,12 @@ def family(name: str, *, quick: bool = False) -> dict[str, Any]:
     defaults = {f.name: _plain(_default(f)) for f in dataclasses.fields(kind)}
     variants = {}
     for i, (variant, config) in enumerate(module.VARIANTS.items()):
-        entry = _variant(f"{name}/{variant}", facts.size.get(variant, 224), build=i == 0 or not quick)
+        entry = _variant(name, variant, facts, build=i == 0 or not quick)
         values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(kind)}
         variants[variant] = {
             **entry,
             "top1": facts.top1.get(variant),
+            **({"scores": dict(facts.scores[variant])} if variant in facts.scores else {}),
             "settings": {k: v for k, v in values.items() if v != defaults[k]},
         }
     return {
@@ -44,6 +46,7 @@ def family(name: str, *, quick: bool = False) -> dict[str, Any]:
         "paper": facts.paper,
         "licence": facts.licence,
         "reading": facts.reading,
+        **{k: getattr(facts, k) for k in ("data", "classes") if getattr(facts, k) != getattr(Facts, k)},
         "settings": {k: [v, meaning.get(k, "")] for k, v in defaults.items()},
         "variants": variants,
     }
@@ -57,7 +60,7 @@ def network(module: Any, name: str) -> dict[str, Any]:
         name: of the network.
     """
     config, facts = module.NETWORKS[name], module.FACTS[name]
-    size = facts.size[name]
+    size = facts.axes(name)[0]
     shape = (1, config.in_channels, size, size)
     model: Any = measure.on_meta(lambda: module.build(config))
     with torch.no_grad():
@@ -84,25 +87,27 @@ def network(module: Any, name: str) -> dict[str, Any]:
     }
 
 
-def _variant(name: str, size: int, *, build: bool) -> dict[str, Any]:
+def _variant(family: str, variant: str, facts: Facts, *, build: bool) -> dict[str, Any]:
+    name = f"{family}/{variant}"
     _, config = registry.lookup(name)
     channels = getattr(config, "in_channels", 3)
     entry: dict[str, Any] = dict.fromkeys(("parameters", "macs"))
+    size = _plain(facts.size.get(variant, 224))
     entry |= {"size": size, "in_channels": channels, "channels": None, "strides": None}
     if build:
-        model: Any = measure.on_meta(lambda: registry.create(name, classes=measure.CLASSES))
+        model: Any = measure.on_meta(lambda: registry.create(name, classes=facts.classes))
         entry["parameters"] = measure.parameters(model)
-        entry["macs"] = _macs(name, model, (1, channels, size, size))
+        entry["macs"] = _macs(name, model, (1, channels, *facts.axes(variant)), facts.classes)
         entry["channels"] = _plain(model.backbone.channels)
         entry["strides"] = _plain(model.backbone.strides)
     return entry
 
 
-def _macs(name: str, model: Any, shape: tuple[int, ...]) -> int:
+def _macs(name: str, model: Any, shape: tuple[int, ...], classes: int) -> int:
     try:
         return measure.macs(model, shape)
     except (NotImplementedError, RuntimeError):  # an operator without a meta form: real numbers
-        return measure.macs(registry.create(name, classes=measure.CLASSES).eval(), shape)
+        return measure.macs(registry.create(name, classes=classes).eval(), shape)
 
 
 def comments(kind: type) -> dict[str, str]:

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """An image network that gives a pyramid.
+    """A network that gives a pyramid.
 
     `forward(image (B, C, H, W))` returns one (B, channels[i], h_i, w_i) per level, fine to coarse. Sizes round as the
     system's card says, so consumers use the actual ones. `stages[i]` makes level i from level i - 1 (level 0 from the
-    image), merging included.
+    image), merging included. Of clips: (B, C, T, H, W), levels (B, channels[i], t_i, h_i, w_i), strides as triples.
     """
 
     channels: tuple[int, ...]
-    strides: tuple[int, ...]
+    strides: tuple[int, ...] | tuple[tuple[int, int, int], ...]
     stages: nn.ModuleList
 
     def __call__(self, image: Tensor) -> list[Tensor]: ...
@@ -51,7 +51,8 @@ class Family(Protocol):
 
     `head(backbone, classes)` may stand in place of `HEAD`. `from_published(build, names, base)` turns the authors'
     constructor arguments into our configuration; what they leave open is read from the published parameter names and
-    shapes, and the rest is taken from `base`.
+    shapes, and the rest is taken from `base`. A family that adapts the network of another one names that family in
+    HOST; its `build(config, host)` is handed the module (core.registry.build does).
     """
 
     FACTS: Facts

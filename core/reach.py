@@ -13,6 +13,7 @@ import argparse
 import html
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,18 +41,18 @@ def reach(model: torch.nn.Module, image: Tensor) -> list[NDArray[np.floating]]:
 
     Args:
         model: a backbone, in evaluation mode.
-        image: (1, C, H, W).
+        image: (1, C, H, W), or a clip (1, C, T, H, W), whose frames are taken together.
     """
     image = image.clone().requires_grad_(True)
     found = []
     levels = model(image)
     for level in levels:
-        cell = level[0, :, level.shape[2] // 2, level.shape[3] // 2]
+        cell = level[(0, slice(None), *(n // 2 for n in level.shape[2:]))]
         torch.manual_seed(0)
         # The sum over channels cancels in normed outputs; random signs do not.
         signs = torch.randint(0, 2, cell.shape).to(cell.dtype) * 2 - 1
         (gradient,) = torch.autograd.grad((cell * signs).sum(), image, retain_graph=level is not levels[-1])
-        found.append(gradient[0].norm(dim=0).numpy())
+        found.append(gradient[0].flatten(0, -3).norm(dim=0).numpy())  # over channels, and over frames
     return found
 
 
@@ -61,13 +62,17 @@ def decades(values: NDArray[np.floating], down: float = 5.0) -> NDArray[np.float
     return np.log10(np.maximum(values / top, 10.0**-down))
 
 
-def sample(size: int = 224) -> Tensor:
-    """scikit-image's astronaut (NASA, public domain) as (1, 3, size, size), ImageNet-normalised."""
+def sample(size: int = 224, frames: Sequence[int] = ()) -> Tensor:
+    """scikit-image's astronaut (NASA, public domain) as (1, 3, size, size), ImageNet-normalised.
+
+    With the number of frames, one in a sequence, a clip in which nothing moves: (1, 3, frames, size, size).
+    """
     from skimage import data, transform
 
     picture = transform.resize(data.astronaut(), (size, size), anti_aliasing=True)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return torch.from_numpy(((picture - mean) / std).transpose(2, 0, 1)[None]).float()
+    image = torch.from_numpy(((picture - mean) / std).transpose(2, 0, 1)[None]).float()
+    return image[:, :, None].repeat(1, 1, frames[0], 1, 1) if frames else image
 
 
 def rows() -> list[Row]:
@@ -76,7 +81,8 @@ def rows() -> list[Row]:
     for family in registry.families():
         module = registry.family(family)
         variant = next(iter(module.VARIANTS))
-        name, image = f"{family}/{variant}", sample(module.FACTS.size.get(variant, 224))
+        *frames, _, side = module.FACTS.axes(variant)
+        name, image = f"{family}/{variant}", sample(side, frames)
         torch.manual_seed(0)
         model = registry.create(name).eval()
         with torch.no_grad():
@@ -101,8 +107,9 @@ def section(found: list[Row], image: Tensor) -> str:
         "this says how a network looks at a picture, not what it knows.</p>",
         f'<p><img class="small" src="{pictures.inline(shown)}" alt="the sample picture, an astronaut"></p>',
         "<p>Reach: how strongly every pixel moves the middle cell of each level, fine to coarse; each "
-        "colour step is a power of ten, black is a hundred-thousandth of the strongest or nothing.</p>",
-        "<table><tr><th>network</th><th>parameters</th><th>one picture at its size</th><th>reach by level</th></tr>",
+        "colour step is a power of ten, black is a hundred-thousandth of the strongest or nothing. Networks for video "
+        "see a clip of the one picture.</p>",
+        "<table><tr><th>network</th><th>parameters</th><th>one input at its size</th><th>reach by level</th></tr>",
     ]
     for row in found:
         maps = "".join(

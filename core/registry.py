@@ -92,8 +92,13 @@ def create(name: str, *, classes: int | None = None, **config: Any) -> Any:
     module, settings = lookup(name)
     if is_network(name):
         return module.build(changed(settings, config if classes is None else config | {"classes": classes}, name))
-    backbone = module.build(changed(settings, config, name))
+    backbone = build(module, changed(settings, config, name))
     return backbone if classes is None else classifier(backbone, classes)
+
+
+def build(module: Any, config: Any) -> Any:
+    """A family's backbone. One that adapts another family's network names that family in HOST and is handed it."""
+    return module.build(config, family(module.HOST)) if hasattr(module, "HOST") else module.build(config)
 
 
 def classifier(backbone: Any, classes: int, *, zero: bool = False) -> Classifier:

@@ -173,9 +173,9 @@ def test_export_answers_as_the_network(name, tmp_path):
 def test_every_family_exports(family, tmp_path):
     module = registry.family(family)
     variant = next(iter(module.VARIANTS))
-    side = module.FACTS.size.get(variant, 224)
+    axes = module.FACTS.axes(variant)
     done = export.export(
-        registry.create(f"{family}/{variant}", classes=3), tmp_path / "x.onnx", (side, side), name=f"{family}/{variant}"
+        registry.create(f"{family}/{variant}", classes=3), tmp_path / "x.onnx", axes, name=f"{family}/{variant}"
     )
     assert done.difference < export.BOUND
 

@@ -260,8 +260,9 @@ def test_every_family_answers_alike(family: str) -> None:
             assert part.running_var is not None
             nn.init.normal_(part.running_mean, std=0.1)
             nn.init.uniform_(part.running_var, 0.5, 2.0)
-    side = module.FACTS.size.get(name, 224)
-    model, image = model.double(), torch.randn(1, 3, side, side, dtype=torch.float64)
+    axes = module.FACTS.axes(name)
+    axes = axes if len(axes) == 2 else (3, *(n // 2 for n in axes[1:]))  # a clip of any size
+    model, image = model.double(), torch.randn(1, 3, *axes, dtype=torch.float64)
     folded: Any = fold(model)
     with torch.no_grad():
         pairs = [(folded(image), model(image)), *zip(folded.backbone(image), model.backbone(image), strict=True)]

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from core import measure, registry
 from core.backbones import _uniformer_heads as heads
-from core.backbones import _uniformer_layers as layers
-from core.backbones import _uniformer_light as light
+from core.backbones import _uniformer_layers as image_layers
 from core.backbones import uniformer
 from core.compression.fold import fold
 from core.errors import SettingError, ShapeError, WeightsError
+from core.layers import local_global as layers
+from core.mixers import token_pruning as light
 from core.weights import convert, load, load_published, save
 
 COUNTS = {  # the card's measured ones, 1000 classes; token labelling has 641,000 or 513,000 in a dense head besides
@@ -115,7 +116,7 @@ def test_global_block_looks_at_the_whole_map(grad: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("size", [(3, 3), (4, 7), (1, 2)])
 def test_windows_are_padded_after_the_norm_without_a_mask(size: tuple[int, int], grad: bool) -> None:
-    layer = fill_(layers.WindowedAttention(8, 2, window=3, qkv_bias=True).double())
+    layer = fill_(image_layers.WindowedAttention(8, 2, window=3, qkv_bias=True).double())
     x = rand(2, *size, 8)
     want = torch.zeros_like(x)
     padded = F.pad(x, (0, 0, 0, -size[1] % 3, 0, -size[0] % 3))
@@ -135,7 +136,9 @@ def test_window_kinds_share_weights_and_touch_stage_3_alone() -> None:
     kinds = {kind: fill_(little(windows=kind, window=2).double()) for kind in ("none", "all", "hybrid")}
     assert len({tuple(m.state_dict()) for m in kinds.values()}) == 1
     for kind, model in kinds.items():
-        windowed = [[isinstance(b.token_mixer, layers.WindowedAttention) for b in s.blocks] for s in model.stages[2:]]
+        windowed = [
+            [isinstance(b.token_mixer, image_layers.WindowedAttention) for b in s.blocks] for s in model.stages[2:]
+        ]
         inner = {"none": [False] * 4, "all": [True] * 4, "hybrid": [True, True, True, False]}[kind]
         assert windowed == [inner, [False, False]]
     image = rand(1, 3, 97, 130)
@@ -195,7 +198,7 @@ def test_pruning_block_equals_a_loop(size: tuple[int, int], grad: bool) -> None:
 def test_first_deep_block_keeps_all_and_begins_the_scores() -> None:
     model = fill_(little("xxs", dims=(8, 12, 16, 24)).double())
     keeps = [[b.keep for b in stage.blocks] for stage in model.stages[2:]]
-    assert keeps == [[None, 0.5, 0.5, 0.5], [0.5, 0.5]]
+    assert keeps == [[1, 0.5, 0.5, 0.5], [0.5, 0.5]]
     block, x, token = model.stages[2].blocks[0], rand(1, 3, 2, 16), rand(1, 1, 16, seed=1)
     with torch.no_grad():
         out = block(light.Carried(x, token, None))

@@ -1,4 +1,4 @@
-"""UniFormer's other heads: of light models, of token labelling, of human pose."""
+"""UniFormer's other heads: of token labelling, of human pose."""
 
 from __future__ import annotations
 
@@ -12,35 +12,6 @@ def _last(dim: int, classes: int) -> nn.Linear:
     nn.init.trunc_normal_(fc.weight, std=0.02)
     nn.init.zeros_(fc.bias)
     return fc
-
-
-class LightHead(nn.Module):
-    """Class token and patches (B, 1 + N, C) -> logits (B, classes): of the patches' mean after a batch norm.
-
-    In training the mean of the two heads' logits, so that both learn; the published loss is the mean of two losses,
-    one on each of `both`.
-    """
-
-    takes = "tokens"
-    fusable = (("norm", "fc"),)  # the mean between them commutes
-
-    def __init__(self, dim: int, classes: int) -> None:
-        super().__init__()
-        self.norm, self.fc = nn.BatchNorm1d(dim), _last(dim, classes)
-        self.norm_class, self.fc_class = nn.LayerNorm(dim), _last(dim, classes)
-
-    def both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes) of the patches and of the class token."""
-        return self._patches(tokens), self.fc_class(self.norm_class(tokens[:, 0]))
-
-    def _patches(self, tokens: Tensor) -> Tensor:
-        return self.fc(self.norm(tokens[:, 1:].transpose(1, 2)).mean(2))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if not self.training:
-            return self._patches(tokens)
-        first, second = self.both(tokens)
-        return (first + second) / 2
 
 
 class TokenLabelHead(nn.Module):

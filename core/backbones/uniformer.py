@@ -16,26 +16,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core.backbones._uniformer_heads import Box, LightHead, TokenLabelHead, swapped
-from core.backbones._uniformer_layers import (
-    GlobalBlock,
-    LocalBlock,
-    Merging,
-    OverlappingMerging,
-    OverlappingStem,
-    WindowedAttention,
-    block_norm,
-)
-from core.backbones._uniformer_light import Carried, LightStage, PruningBlock
+from core.backbones._uniformer_heads import Box, TokenLabelHead, swapped
+from core.backbones._uniformer_layers import OverlappingMerging, WindowedAttention
 from core.backbones._uniformer_published import ARGUMENTS, shapes
 from core.backbones._uniformer_published import PUBLISHED as PUBLISHED
 from core.errors import SettingError, ShapeError, expect_shape
 from core.facts import Facts
-from core.heads.classify import ClassifierHead
+from core.heads.classify import ClassifierHead, LightHead
+from core.layers.local_global import GlobalBlock, LocalBlock, Merging, OverlappingStem, block_norm
 from core.layers.mlp import MLP
 from core.layers.patches import PatchEmbedding, to_channels_first
 from core.layers.residual import Stage, spread
 from core.mixers.attention import SelfAttention
+from core.mixers.token_pruning import Carried, LightStage, PruningBlock
 
 FACTS = Facts(
     title="UniFormer",
@@ -190,7 +183,7 @@ def _block(c: UniFormerConfig, stage: int, index: int, drop_path: float) -> nn.M
 
 
 def _pruning_block(c: UniFormerConfig, stage: int, index: int, drop_path: float) -> nn.Module:
-    keep = None if (stage, index) == (2, 0) else c.keep
+    keep = c.keep if c.keep is not None and (stage, index) != (2, 0) else 1.0
     dim = c.dims[stage]
     return PruningBlock(
         dim, dim // c.head_dim, mlp_ratio=c.mlp_ratio, qkv_bias=c.qkv_bias, scale=c.scale, keep=keep,

@@ -19,7 +19,7 @@ class InputContract:
         channels: names in order; numbered where the network was not published for colour pictures.
         range: of the values before mean and std are applied.
         mean, std: per channel; None where nothing is published.
-        size: rows and columns in pixels.
+        size: rows and columns in pixels, of clips frames before them.
         resize: what is done with a picture of another size, "" where nothing is published.
         crop: rows and columns of the central part that is kept after it, None for all of it.
         source: where these come from.
@@ -29,7 +29,7 @@ class InputContract:
     range: tuple[float, float]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    size: tuple[int, int]
+    size: tuple[int, ...]
     resize: str
     crop: tuple[int, int] | None
     source: str
@@ -42,6 +42,7 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _USUAL = ("*", _IMAGENET, 0.875, "ImageNet's usual evaluation")
+_KINETICS = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
 # What the systems' cards say where it differs from ImageNet's usual evaluation; the first that fits holds.
 # Name pattern, mean and std, side of the crop over the resized short side (None: whole picture to the size), source.
@@ -61,23 +62,36 @@ _STATED = (
 )
 
 
-def published(name: str, in_channels: int, size: tuple[int, int]) -> InputContract:
-    """The input of "family/variant" at a size: as its card says, else ImageNet's usual evaluation.
+def published(name: str, in_channels: int, size: tuple[int, ...]) -> InputContract:
+    """The input of "family/variant" at a size: as its card says, else ImageNet's usual evaluation, of clips Kinetics'.
 
     With other than three channels only the size is known.
     """
     if in_channels != 3:
         return unstated(in_channels, size)
+    if len(size) == 3:
+        return _clip(size)
     _, (mean, std), ratio, source = next(entry for entry in _STATED if fnmatchcase(name, entry[0]))
     if ratio is None or size[0] != size[1]:
         return InputContract(
             COLOURS, (0.0, 1.0), mean, std, size, f"to {size[0]} x {size[1]} pixels, bicubic", None, source
         )
     resize = f"short side to {int(size[0] / ratio + 1e-9)} pixels, bicubic"
-    return InputContract(COLOURS, (0.0, 1.0), mean, std, size, resize, size, source)
+    return InputContract(COLOURS, (0.0, 1.0), mean, std, size, resize, (size[0], size[1]), source)
 
 
-def unstated(in_channels: int, size: tuple[int, int]) -> InputContract:
+def _clip(size: tuple[int, ...]) -> InputContract:
+    """Frames as the Kinetics models of card uniformer-video see them in evaluation."""
+    frame = (size[1], size[2])
+    mean, std = _KINETICS
+    if frame[0] != frame[1]:
+        how, crop = f"frames to {frame[0]} x {frame[1]} pixels, bilinear without antialiasing", None
+    else:
+        how, crop = f"short side of the frames to {frame[0]} pixels, bilinear without antialiasing", frame
+    return InputContract(COLOURS, (0.0, 1.0), mean, std, size, how, crop, "card uniformer-video, Kinetics")
+
+
+def unstated(in_channels: int, size: tuple[int, ...]) -> InputContract:
     """An input of which only channels and size are known."""
     channels = tuple(f"channel {i}" for i in range(in_channels))
     return InputContract(channels, (0.0, 1.0), None, None, size, "", None, "not published for these channels")

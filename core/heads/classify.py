@@ -17,7 +17,8 @@ class ClassifierHead:
     """What a family puts on its backbone.
 
     Attributes:
-        norm: norm layer of the head (LayerNorm over channels, BatchNorm2d ...); None where the backbone has it.
+        norm: norm layer of the head (LayerNorm over channels, BatchNorm2d, of clips BatchNorm3d ...); None where the
+            backbone has it.
         eps: its epsilon.
         pool: "mean" of the last level's map; of a token family the first "token", the "mean_tokens" of its patches,
             or "distilled_mean", the mean of two linear heads on the first two tokens.
@@ -53,7 +54,7 @@ def _hidden(head: ClassifierHead, dim: int) -> nn.Module:
 
 
 class MapHead(nn.Module):
-    """Last level (B, C, H, W) -> logits (B, classes)."""
+    """Last level (B, C, H, W), of a clip (B, C, T, H, W) -> logits (B, classes)."""
 
     takes = "pyramid"
     fusable = (("norm", "hidden", "fc"),)  # for core.compression.fold: a batch norm and the mean over the map commute
@@ -62,16 +63,17 @@ class MapHead(nn.Module):
         super().__init__()
         self.norm_first = head.norm_first
         self.norm, self.hidden, self.fc = _norm(head, dim), _hidden(head, dim), _last(dim, classes)
-        self.per_map = isinstance(self.norm, nn.BatchNorm2d)  # batch norm wants channels first
+        self.per_map = isinstance(self.norm, nn.BatchNorm2d | nn.BatchNorm3d)  # batch norm wants channels first
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
         x = pyramid[-1]
+        axes = tuple(range(2, x.ndim))
         if self.norm_first:
-            x = self.norm(x).mean((2, 3)) if self.per_map else self.norm(x.permute(0, 2, 3, 1)).mean((1, 2))
+            x = self.norm(x).mean(axes) if self.per_map else self.norm(x.movedim(1, -1)).mean([a - 1 for a in axes])
         elif self.per_map:
-            x = self.norm(x.mean((2, 3), keepdim=True)).flatten(1)
+            x = self.norm(x.mean(axes, keepdim=True)).flatten(1)
         else:
-            x = self.norm(x.mean((2, 3)))
+            x = self.norm(x.mean(axes))
         return self.fc(self.hidden(x))
 
 
@@ -102,6 +104,35 @@ class TokenHead(nn.Module):
             x = tokens[:, self.prefix :]
             x = self.norm(x).mean(1) if self.norm_first else self.norm(x.mean(1))
         return self.fc(self.hidden(x))
+
+
+class LightHead(nn.Module):
+    """Class token and patches (B, 1 + N, C) -> logits (B, classes): of the patches' mean after a batch norm.
+
+    The head of UniFormer's light models. In training the mean of the two heads' logits, so that both learn; the
+    published loss is the mean of two losses, one on each of `both`.
+    """
+
+    takes = "tokens"
+    fusable = (("norm", "fc"),)  # the mean between them commutes
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm1d(dim), _last(dim, classes)
+        self.norm_class, self.fc_class = nn.LayerNorm(dim), _last(dim, classes)
+
+    def both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes) of the patches and of the class token."""
+        return self._patches(tokens), self.fc_class(self.norm_class(tokens[:, 0]))
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        return self.fc(self.norm(tokens[:, 1:].transpose(1, 2)).mean(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not self.training:
+            return self._patches(tokens)
+        first, second = self.both(tokens)
+        return (first + second) / 2
 
 
 class Classifier(nn.Module):

@@ -13,12 +13,15 @@ from core.layers.mlp import ACTIVATIONS, Activation
 from core.layers.residual import DropPath
 
 
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution on a channels-last map: (B, H, W, C) -> (B, h, w, out), without a copy on either side."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def convolve(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """A convolution on a channels-last map: (B, H, W, C) -> (B, h, w, out), without a copy on either side.
+
+    With a Conv3d on a clip: (B, T, H, W, C) -> (B, t, h, w, out).
+    """
+    return conv(x.movedim(-1, 1)).movedim(1, -1)
 
 
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """The map x -> scale x + shift, each (C,), that a batch norm is in evaluation."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -93,7 +93,7 @@ def filled(family: str, fixture: Fixture, dtype: torch.dtype, *, prefix: str = "
     module = registry.family(family)
     state = {n.removeprefix(prefix): v for n, v in fixture.state_dict().items() if n.startswith(prefix)}
     shapes = {n: tuple(v.shape) for n, v in state.items()}
-    backbone = module.build(replace(module.from_published(fixture.build, shapes), **config))
+    backbone = registry.build(module, replace(module.from_published(fixture.build, shapes), **config))
     keymap = choose(module.PUBLISHED, shapes)
     if classes is None and not prefix:
         classes = head_classes(state, keymap)
