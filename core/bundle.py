@@ -56,12 +56,15 @@ class Input:
     unit: str = "mm"
     plane: str = ""  # in which slices of a volume lie: axial, coronal, sagittal
     rate: float | None = None  # samples or frames a second
+    steps: tuple[str, ...] = ()  # named changes that every item went through first ("mask burned-in marks")
 
 
 @dataclass(frozen=True)
 class Output:
     classes: Mapping[str, int] = field(default_factory=dict)  # name -> value in the result
     ignore: int | None = None  # value in the labels that nothing was learned from
+    positive: str | None = None  # the class that is looked for, of two
+    threshold: float | None = None  # its probability from which on an item is called so
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,11 @@ def load(folder: str | Path, *, task: str = "") -> Bundle:
     return Bundle(folder, settings, report)
 
 
-def fill(model: nn.Module, bundle: Bundle) -> nn.Module:
-    """The bundle's weights in `model`, which is put into evaluation mode."""
+def fill(model: nn.Module, bundle: Bundle, *, mapped: bool = False) -> nn.Module:
+    """The bundle's weights in `model`, which is put into evaluation mode; `mapped` as of core.weights.load."""
     from core import weights
 
-    weights.load(model, bundle.weights)
+    weights.load(model, bundle.weights, mapped=mapped)
     return model.eval()
 
 

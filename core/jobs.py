@@ -78,9 +78,10 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 
 def stamp(paths: Sequence[Path]) -> list[list[Any]]:
-    """What changes when an item's files do: name, size and time of each."""
+    """What changes when an item's files do: name (hashed, for it may be a person's), size and time of each."""
     files = [p for path in paths for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file()]
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    names = [hashlib.sha256(p.name.encode(errors="surrogateescape")).hexdigest()[:16] for p in files]
+    return [[name, p.stat().st_size, p.stat().st_mtime_ns] for name, p in zip(names, files, strict=True)]
 
 
 def run(

@@ -175,7 +175,7 @@ def load_published(
     try:
         found = module.from_published({}, shapes, base)
         _same_network(found, base, config, name)
-        backbone = module.build(registry.changed(found, config, name))
+        backbone = registry.build(module, registry.changed(found, config, name))
     except KeyError as error:
         raise WeightsError(f"{path}: not a {name} file, it has no {error.args[0]!r}") from None
     except WeightsError as error:
@@ -285,10 +285,14 @@ def save(model: nn.Module, path: str | Path) -> None:
     aside.replace(path)
 
 
-def load(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` from `save`'s file; every name must be there and nothing else."""
+def load(model: nn.Module, path: str | Path, *, mapped: bool = False) -> None:
+    """Fill `model` from `save`'s file; every name must be there and nothing else.
+
+    `mapped` lets the network use the file's pages in place of its own memory (on the CPU): half of what a copy needs
+    while it is made. Parameters that were one tensor are two then, so networks that tie weights are not for it.
+    """
     state = read_checkpoint(path)
     try:
-        model.load_state_dict(convert(state, KeyMap(), model))
+        model.load_state_dict(convert(state, KeyMap(), model), assign=mapped)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None

@@ -55,7 +55,7 @@ def frames(path: Path, dataset: Any) -> Iterator[NDArray[Any]]:
     count, seen = max(1, int(dataset.get("NumberOfFrames") or 1)), 0
     try:
         with quiet():
-            for frame, about in decoder.iter_array(dataset, raw=False):
+            for frame, about in _decoded(decoder, dataset, uid, count):
                 model = str(about["photometric_interpretation"])  # after decoding, which converts most of them
                 if model.startswith("YBR"):
                     frame = convert_color_space(frame, model, "RGB")
@@ -71,6 +71,19 @@ def frames(path: Path, dataset: Any) -> Iterator[NDArray[Any]]:
         raise FileError(path, f"its pixel data are cut off or damaged ({how})", "export it again") from None
     if seen < count:
         raise FileError(path, f"its pixel data are cut off ({seen} of {count} frames)", "export it again")
+
+
+def _decoded(decoder: Any, dataset: Any, uid: Any, count: int) -> Iterator[tuple[NDArray[Any], dict[str, Any]]]:
+    """Frames and what is known of each.
+
+    Uncompressed YBR_FULL_422 goes frame by frame: pydicom's iterator (3.0) takes the frames after the first for RGB,
+    which is half as long again, and gives wrong pixels.
+    """
+    if uid.is_encapsulated or _photometric(dataset) != "YBR_FULL_422":
+        yield from decoder.iter_array(dataset, raw=False)
+        return
+    for index in range(count):
+        yield decoder.as_array(dataset, raw=False, index=index)
 
 
 def _meta() -> Any:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from core.errors import FileError
 
 JPEG = 7
+_JPEG2000 = (33003, 33005, 34712)  # Aperio's with YCbCr, Aperio's with RGB, the standard's
 CACHE = 96 * 2**20  # bytes of decoded strips and tiles a page keeps
 _ZLIB = (8, 32946)
 _BYTES = (1, 5, 32773, 50000, *_ZLIB)  # none, LZW, PackBits, Zstandard, deflate: undone without knowing the values
@@ -31,12 +32,13 @@ _BYTES = (1, 5, 32773, 50000, *_ZLIB)  # none, LZW, PackBits, Zstandard, deflate
 class Plane:
     """One page of a TIFF file: (Y, X, S) by the window. `page` is tifffile's and needs no open file.
 
-    Strips and tiles decoded last are kept, up to CACHE bytes: neighbouring windows share them. Raises FileError where a
-    strip or tile is missing or damaged, or its compression has no decoder here.
+    Strips and tiles decoded last are kept, up to `cache` bytes: neighbouring windows share them. Raises FileError where
+    a strip or tile is missing or damaged, or its compression has no decoder here.
     """
 
     path: Path
     page: Any
+    cache: int = CACHE
     _kept: OrderedDict[int, NDArray[Any]] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -77,6 +79,11 @@ class Plane:
                         out[t - top : b - top, lf - left : rt - left, samples] = cut
         return out
 
+    def forget(self) -> None:
+        """Let go of what is kept."""
+        with self._lock:
+            self._kept.clear()
+
     def _recent(self, file: Any, index: int) -> NDArray[Any]:
         with self._lock:
             if index in self._kept:
@@ -85,7 +92,7 @@ class Plane:
         part = self._segment(file, index)
         with self._lock:
             self._kept[index] = part
-            while len(self._kept) > max(1, CACHE // max(1, part.nbytes)):
+            while len(self._kept) > max(1, self.cache // max(1, part.nbytes)):
                 self._kept.popitem(last=False)
         return part
 
@@ -120,6 +127,8 @@ class Plane:
         rows, columns, samples = self._size(index)
         if code == JPEG and page.bitspersample == 8:
             return _jpeg(data, page.jpegtables, rgb=int(page.photometric) == 2)
+        if code in _JPEG2000 and page.bitspersample == 8:
+            return _jpeg2000(data, ycbcr=code == 33003)
         if code in _BYTES and page.bitspersample % 8 == 0 and page.predictor in (1, 2, 3):
             raw = _undone(data, code, columns * samples * page.dtype.itemsize, rows)
             return _unpredicted(raw, page, (rows, columns, samples))
@@ -145,6 +154,17 @@ def _jpeg(data: bytes, tables: bytes | None, *, rgb: bool) -> NDArray[np.uint8]:
     whole = b"\xff\xd8" + (adobe if rgb else b"") + shared + data[2:]
     picture = np.asarray(Image.open(io.BytesIO(whole)))
     return picture if picture.ndim == 3 else picture[..., None]
+
+
+def _jpeg2000(data: bytes, *, ycbcr: bool) -> NDArray[np.uint8]:
+    """(Y, X, S) of a JPEG 2000 tile; `ycbcr` where its values are stored so, which only the TIFF tag says."""
+    from PIL import Image
+
+    picture: Image.Image = Image.open(io.BytesIO(data))
+    if ycbcr and picture.mode in ("RGB", "YCbCr"):
+        picture = Image.merge("YCbCr", picture.split()).convert("RGB")
+    values = np.asarray(picture)
+    return values if values.ndim == 3 else values[..., None]
 
 
 def _undone(data: bytes, code: int, width: int, rows: int) -> bytes:

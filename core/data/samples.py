@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.data import _nuclei, _phantom, _photographs, cifar
+from core.data import _histology_sets, _nuclei, _phantom, _photographs, _ultrasound_sets, cifar
 from core.data.cards import Card
 from core.data.verify import MARK, matches
 from core.errors import InputError, MissingExtraError
@@ -134,15 +134,23 @@ SAMPLERS: dict[str, Callable[[Path], None]] = {
     "imagenet-1k": _image_folder,
     "cifar-100-lt": _cifar,
     "abdomen-mr": _phantom.write,
+    "breakhis": _histology_sets.write_breakhis,
+    "busi": _ultrasound_sets.write_busi,
     "ihc-nuclei": _nuclei.write,
     "motion-blur": _photographs.write_blurred,
+    "patchgastric-adc22": _histology_sets.write_gastric,
     "photographs": _photographs.write,
+    "us-liver": _ultrasound_sets.write_liver,
 }
 SHOWN: dict[str, tuple[str, ...]] = {  # pictures that a sample is cut from; the card says whose they are
     "imagenet-1k": PICTURES,
     "cifar-100-lt": PICTURES,
     "abdomen-mr": (),
+    "breakhis": ("immunohistochemistry",),
+    "busi": (),
     "ihc-nuclei": ("immunohistochemistry",),
     "motion-blur": (*_photographs.TRAIN, *_photographs.TEST),
+    "patchgastric-adc22": ("immunohistochemistry",),
     "photographs": (*_photographs.TRAIN, *_photographs.TEST),
+    "us-liver": (),
 }

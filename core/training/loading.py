@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -23,16 +23,21 @@ class Order(DistributedSampler[Any]):
         shuffle: else 0, 1, 2 ...
         length: numbers an epoch on each device; past the data's end the next pass begins. By default one pass.
         shared: deal the numbers out over the devices; else each has all of them.
+        weights: draw with replacement, an item as often as its weight says (above 0), instead of passes.
     """
 
     def __init__(
-        self, size: int, seed: int = 0, *, shuffle: bool = True, length: int | None = None, shared: bool = True
-    ) -> None:
+        self, size: int, seed: int = 0, *, shuffle: bool = True, length: int | None = None, shared: bool = True,
+        weights: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
         live = shared and dist.is_available() and dist.is_initialized()
         world, rank = (dist.get_world_size(), dist.get_rank()) if live else (1, 0)
         super().__init__(range(size), world, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size = size
         self.length = length if length is not None else -(-size // world)
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        if self.weights is not None and (len(self.weights) != size or not bool((self.weights > 0).all())):
+            raise SettingError(f"weights of drawing are {size} numbers above 0, got {len(self.weights)}")
         self.start = 0  # numbers of the next epoch to pass over: they were seen before the run was ended
 
     def __len__(self) -> int:
@@ -43,6 +48,8 @@ class Order(DistributedSampler[Any]):
         total = self.length * self.num_replicas
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
         passes: list[int] = []
+        if self.weights is not None:
+            passes = torch.multinomial(self.weights, total, replacement=True, generator=generator).tolist()
         while len(passes) < total:
             passes += torch.randperm(self.size, generator=generator).tolist() if self.shuffle else range(self.size)
         return iter(passes[:total][self.rank :: self.num_replicas][start:])
@@ -77,8 +84,9 @@ class Loader(DataLoader[Any]):
 
 
 def loader(
-    data: Dataset[Any], recipe: Recipe, *, train: bool = True, collate: Callable[[list[Any]], Any] | None = None
-) -> DataLoader[Any]:
+    data: Dataset[Any], recipe: Recipe, *, train: bool = True, collate: Callable[[list[Any]], Any] | None = None,
+    weights: Sequence[float] | None = None,
+) -> DataLoader[Any]:  # fmt: skip
     """Batches of `data` as the recipe asks.
 
     For training: shuffled by seed and epoch, `steps_per_epoch` batches where the recipe names them (passes over the
@@ -90,6 +98,7 @@ def loader(
         recipe: batch, seed, steps_per_epoch, workers.
         train: which of the two.
         collate: makes a batch of a list of items; torch's by default.
+        weights: for training, how often each item is drawn (see Order).
 
     Raises:
         SettingError: no items.
@@ -108,7 +117,7 @@ def loader(
     if not train:
         return DataLoader(data, recipe.batch, sampler=Order(size, shuffle=False, shared=False), **more)
     steps = recipe.steps_per_epoch
-    order = Order(size, recipe.seed, length=None if steps is None else steps * recipe.batch)
+    order = Order(size, recipe.seed, length=None if steps is None else steps * recipe.batch, weights=weights)
     return Loader(data, recipe.batch, sampler=order, drop_last=len(order) >= recipe.batch, **more)
 
 

@@ -27,6 +27,7 @@ class Recipe:
         interval: whether the learning rate changes with every step or with every epoch.
         warmup: linear rise at the start, in epochs, or below 1 as a fraction of the run; of onecycle the rising part.
         min_lr: where the cosine and the polynomial end.
+        cycle_start: of onecycle: the first rate as part of the peak; the last is 1/10000 of the first.
         epochs: passes over the data, or blocks of steps_per_epoch.
         steps_per_epoch: batches that count as one epoch; by default one pass over the data.
         batch: items in a batch, on each device.
@@ -57,6 +58,7 @@ class Recipe:
     interval: Literal["step", "epoch"] = "step"
     warmup: float = 0.0
     min_lr: float = 0.0
+    cycle_start: float = 0.04
     epochs: int = 100
     steps_per_epoch: int | None = None
     batch: int = 8
@@ -94,6 +96,7 @@ class Recipe:
         _need(not self.nesterov or self.momentum > 0, "nesterov", "used with momentum", self.nesterov)
         _need(not self.sharpness_adaptive or self.sharpness > 0, "sharpness_adaptive", "used with sharpness", True)
         _need(self.min_lr <= self.lr, "min_lr", "at most lr", self.min_lr)
+        _need(0 <= self.cycle_start <= 1, "cycle_start", "from 0 to 1", self.cycle_start)
 
     @property
     def warmup_fraction(self) -> float:

@@ -6,9 +6,7 @@ import math
 
 from core.training.recipe import Recipe
 
-# Constants of torch's OneCycleLR: where the rate starts and ends, as parts of the peak.
-_CYCLE_START = 1 / 25
-_CYCLE_END = 1 / 25 / 1e4
+_CYCLE_END = 1e-4  # where one-cycle ends, as part of where it starts: torch's constant
 
 
 def cosine(t: float, peak: float, low: float = 0.0) -> float:
@@ -25,11 +23,14 @@ def poly(t: float, peak: float, low: float = 0.0, power: float = 0.9) -> float:
     return low + (peak - low) * (1 - t) ** power
 
 
-def onecycle(t: float, peak: float, rise: float = 0.3) -> float:
-    """From peak / 25 up along a cosine while t < `rise`, then down to peak / 250000 (torch's OneCycleLR)."""
+def onecycle(t: float, peak: float, rise: float = 0.3, start: float = 1 / 25) -> float:
+    """From start * peak up along a cosine while t < `rise`, then down to 1/10000 of that (torch's OneCycleLR).
+
+    `start` is one over torch's `div_factor`.
+    """
     if t <= rise and rise > 0:
-        return cosine(t / rise, peak * _CYCLE_START, peak)
-    return cosine((t - rise) / (1 - rise), peak, peak * _CYCLE_END)
+        return cosine(t / rise, peak * start, peak)
+    return cosine((t - rise) / (1 - rise), peak, peak * start * _CYCLE_END)
 
 
 def rate(recipe: Recipe, progress: float, peak: float | None = None) -> float:
@@ -50,7 +51,7 @@ def rate(recipe: Recipe, progress: float, peak: float | None = None) -> float:
     t = min(max(progress, 0.0), 1.0)
     warmup = recipe.warmup_fraction
     if recipe.schedule == "onecycle":
-        return onecycle(t, peak, warmup or 0.3)
+        return onecycle(t, peak, warmup or 0.3, recipe.cycle_start)
     if t < warmup:
         return peak * t / warmup
     t = (t - warmup) / (1 - warmup)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from apps.medical import groups as groups_of
 from core.errors import FileError, InputError
 
 BACKGROUND, IGNORE = "background", "ignore"
@@ -284,25 +285,10 @@ def stem(path: Path) -> str:
 
 
 def _grouped(data: Data, path: Path) -> Data:
-    import csv
-    from dataclasses import replace
-
-    if not path.is_file():
-        raise FileError(path, "no such file", "groups are a CSV with the columns case and group")
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not {"case", "group"} <= set(reader.fieldnames or ()):
-            raise FileError(path, f"has the columns {', '.join(reader.fieldnames or ())}", "case and group are needed")
-        groups = {row["case"]: row["group"] for row in reader}
-    cases = {c.id for c in (*data.train, *data.test)}
-    missing = sorted(cases - set(groups))
-    if missing:
-        raise FileError(path, f"has no group for {len(missing)} cases ({', '.join(missing[:3])} ...)")
-
-    def with_groups(part: tuple[Case, ...]) -> tuple[Case, ...]:
-        return tuple(replace(c, group=groups[c.id]) for c in part)
-
-    return replace(data, train=with_groups(data.train), test=with_groups(data.test))
+    cases = (*data.train, *data.test)
+    found = groups_of.of(path, groups_of.read(path), [(c.id,) for c in cases])
+    given = [replace(c, group=g) for c, g in zip(cases, found, strict=True)]
+    return replace(data, train=tuple(given[: len(data.train)]), test=tuple(given[len(data.train) :]))
 
 
 def chosen(data: Data, part: str) -> tuple[Case, ...]:

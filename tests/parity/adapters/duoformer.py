@@ -1,21 +1,30 @@
-"""DuoFormer: its ResNet pyramid. Scale and patch attention come with pathology classification."""
+"""DuoFormer: the pathology app's network from the authors' names and arguments, step by step."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from run import Fixture, filled
+from run import Fixture
 from torch import Tensor, nn
 
-LATER = {r"tokens|after_(scale|patch)|logits": "comes with pathology classification"}
+from apps.medical.pathology_classify._duoformer import DuoFormer, DuoFormerConfig
+from apps.medical.pathology_classify._duoformer_published import PUBLISHED, from_published
+from core.weights import convert
 
 
 def model(fixture: Fixture, dtype: torch.dtype) -> nn.Module:
-    bare = replace(fixture, build={})  # its arguments are of the rest
-    return filled("resnet", bare, dtype, prefix="resnet_projector.", classes=0)
+    state = fixture.state_dict()
+    shapes = {n: tuple(v.shape) for n, v in state.items()}
+    network = DuoFormer(from_published(fixture.build, shapes, DuoFormerConfig()))
+    network.load_state_dict(convert(state, PUBLISHED, network))
+    return network.to(dtype).eval()
 
 
 def answers(model: Any, fixture: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {f"stage{i}": level for i, level in enumerate(model(fixture.input().to(dtype)), 1)}
+    levels = model.scales(fixture.input().to(dtype))
+    tokens = model.gather(levels)
+    scales = model.attend_scales(tokens)
+    patches = model.attend_patches(scales)
+    found = {f"stage{i}": level for i, level in enumerate(levels, 1)}
+    return found | {"tokens": tokens, "after_scale": scales, "after_patch": patches, "logits": model.answer(patches)}

@@ -1,26 +1,30 @@
-"""HSQformer: its two pyramids, Swin-S and ConvNeXt-S. Fusion, queries and head come with ultrasound screening."""
+"""HSQformer: the ultrasound app's network from the authors' names and arguments; its pyramids, levels and queries."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from run import Fixture, filled
+from run import Fixture
 from torch import Tensor, nn
 
-LATER = {r"fused\d|queries|logits": "comes with ultrasound screening"}
+from apps.medical.ultrasound.model import NETWORKS, PUBLISHED, build, from_published
+from core.weights import choose, convert
 
 
 def model(fixture: Fixture, dtype: torch.dtype) -> nn.Module:
-    bare = replace(fixture, build={})  # its arguments are of the rest
-    return nn.ModuleDict({
-        "swin": filled("swin", bare, dtype, prefix="swintransformer.", classes=0, depths=(2, 2, 18, 2)),
-        "convnext": filled("convnext", bare, dtype, prefix="convnext.", classes=0),
-    })  # fmt: skip
+    state = fixture.state_dict()
+    shapes = {n: tuple(v.shape) for n, v in state.items()}
+    network = build(from_published(fixture.build, shapes, NETWORKS["hsqformer"]))
+    network.load_state_dict(convert(state, choose(PUBLISHED, state), network))
+    return network.to(dtype).eval()
 
 
 def answers(model: Any, fixture: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    image = fixture.input().to(dtype)
-    found = {f"stage{i}": level for i, level in enumerate(model["swin"](image), 1)}
-    return found | {f"conv_stage{i}": level for i, level in enumerate(model["convnext"](image), 1)}
+    image = fixture.input(next(iter(fixture.inputs))).to(dtype)
+    found = {f"stage{i}": level for i, level in enumerate(model.swin(image), 1)}
+    found |= {f"conv_stage{i}": level for i, level in enumerate(model.convnext(image), 1)}
+    levels = model.fused(image)
+    found |= {f"fused{i}": level for i, level in enumerate(levels, 1)}
+    queries = model.read(levels)
+    return found | {"queries": queries, "logits": model.answer(queries)}
