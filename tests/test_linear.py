@@ -14,9 +14,10 @@ from core.layers.mlp import MLP
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_equals_the_definition(activation: str, bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [7, 5000])  # small products take another way
+def test_equals_the_definition(activation: str, bias: bool, dtype: torch.dtype, rows: int) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(2, 5, 7, 24, dtype=dtype), torch.randn(40, 24, dtype=dtype)
+    x, weight = torch.randn(2, 5, rows, 24, dtype=dtype), torch.randn(40, 24, dtype=dtype)
     offset = torch.randn(40, dtype=dtype) if bias else None
     with torch.no_grad():
         got = linear(x, weight, offset, activation)  # type: ignore[arg-type]
@@ -24,7 +25,7 @@ def test_equals_the_definition(activation: str, bias: bool, dtype: torch.dtype) 
     want = F.linear(x.double(), weight.double(), None if offset is None else offset.double())
     if activation != "none":
         want = F.gelu(want, approximate="tanh" if activation == "gelu_tanh" else "none")
-    bound = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
+    bound = {torch.float32: 2e-6, torch.bfloat16: 4e-2, torch.float64: 1e-12}[dtype]
     assert got.dtype == dtype
     assert (got - want).abs().max() / want.std() < bound
     assert (strided - want.transpose(1, 2)).abs().max() / want.std() < bound

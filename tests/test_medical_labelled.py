@@ -85,6 +85,12 @@ def test_what_is_no_picture_is_passed_over(tmp_path):
     assert len(labelled.find(tmp_path).pictures) == 3
 
 
+def test_scans_and_slides_are_passed_over_with_a_note(tmp_path):
+    folders(tmp_path)
+    (tmp_path / "benign" / "slide.svs").write_bytes(b"x")
+    assert [n for n in labelled.find(tmp_path).notes if "1 scans or slides are passed over (slide.svs ...)" in n]
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(FileError, match="no such folder; class folders"):
         labelled.find(tmp_path / "none")

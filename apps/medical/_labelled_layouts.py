@@ -14,6 +14,7 @@ from core.errors import FileError, InputError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom", ".ima")
 DICOM = (".dcm", ".dicom", ".ima")
+OTHER = (".nii", ".nii.gz", ".svs")  # read by other tasks
 PARTS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
@@ -118,6 +119,8 @@ def _folders(folder: Path, wanted: tuple[str, ...] | None) -> Labelled:
         notes.append("pictures in one folder below their class are taken for one patient")
     if parts and (beside := [p.name for p in _inner(folder) if p not in parts and any(_pictures(p))]):
         notes.append(f"the folders {', '.join(beside)} beside {parts[0].name}/ are not read")
+    if other := [p.name for p in sorted(folder.rglob("*")) if p.name.lower().endswith(OTHER)]:
+        notes.append(f"{len(other)} scans or slides are passed over ({other[0]} ...): only pictures are read here")
     layout = "BUSI" if busi == len(pictures) and any(p.masks for p in pictures) else "class folders"
     return Labelled(folder, tuple(unique(left)), classes, layout, tuple(notes))
 

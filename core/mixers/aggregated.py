@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import SettingError
 from core.layers.attend import attend, merge_heads
+from core.layers.kept import Kept
 from core.layers.linear import Linear
 
 Positions = Literal["interpolate", "extrapolate"]
@@ -37,6 +38,8 @@ class LogBias(nn.Module):
         pretrained: P.
         fixed: number of keys along each side instead, 0 for none.
         positions: "interpolate" or "extrapolate".
+
+    Inference keeps the last answer (core.layers.kept).
     """
 
     def __init__(self, heads: int, *, built: int, pool: int, pretrained: int, fixed: int, positions: Positions) -> None:
@@ -48,6 +51,7 @@ class LogBias(nn.Module):
         self.heads, self.built, self.pool, self.pretrained = heads, built, pool, pretrained
         self.fixed, self.positions = fixed, positions
         self.fc1, self.fc2 = nn.Linear(2, HIDDEN), nn.Linear(HIDDEN, heads)
+        self._kept = Kept()
 
     def keys(self, size: Size) -> Size:
         """Rows and columns of the pooled map."""
@@ -57,6 +61,9 @@ class LogBias(nn.Module):
 
     def forward(self, size: Size) -> Tensor:
         """(heads, H * W, keys) for a map of H rows and W columns."""
+        return self._kept(lambda: self._answer(size), list(self.parameters()), size)
+
+    def _answer(self, size: Size) -> Tensor:
         if self.positions == "extrapolate":
             return self.made(size, self.keys(size))
         built = (self.built, self.built)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from core.errors import SettingError, ShapeError
 from core.layers import windows
 from core.layers.attend import merge_heads
+from core.layers.kept import Kept
 from core.mixers.attention import SelfAttention, Tap
 from core.mixers.soft_split import ValueSkipAttention
 from core.mixers.talking_heads import TalkingHeads
@@ -85,8 +86,12 @@ class GaussianMask(nn.Module):
         self.register_buffer("log", G.double().clamp_min(2.0**-149).log().float(), persistent=False)
         self.register_buffer("reach", (G > 0).float(), persistent=False)
         self.register_buffer("index", offsets(grid), persistent=False)
+        self._kept = Kept()
 
     def forward(self) -> Tensor:
+        return self._kept(self._factors, (self.sigma, self.alpha, self.log))
+
+    def _factors(self) -> Tensor:
         exponent = (self.sigma.square() + SOFTEN).reciprocal().flatten(1)  # (kernels, heads)
         alpha = self.alpha.flatten(1)[..., None]
         # Over the h * w distances that there are, not over all pairs.
@@ -134,8 +139,9 @@ def masked_attend(
     """softmax(mask * (scale q k^T) + bias) v; q, k, v (B, heads, T, d), bias broadcastable to (B, heads, T, T)."""
     scores = times(torch.matmul(q * scale, k.transpose(-2, -1)), mask, prefix)
     if bias is not None:
-        scores = scores + bias
-    return torch.matmul(F.dropout(scores.softmax(-1), dropout), v)
+        scores += bias
+    weights = scores.softmax(-1)
+    return torch.matmul(F.dropout(weights, dropout) if dropout else weights, v)
 
 
 @dataclass
@@ -191,11 +197,15 @@ class MaskedWindowAttention(WindowAttention):
         self.qkv, self.proj, self.bias_table, self.mask = layer.qkv, layer.proj, layer.bias_table, mask
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shift: int, grid: tuple[int, int]) -> Tensor:
-        scores = times(torch.matmul(q * self.scale, k.transpose(-2, -1)), self.mask) + self.bias().to(q.dtype)
-        if shift:
+        scores = times(torch.matmul(q * self.scale, k.transpose(-2, -1)), self.mask)
+        scores += self.bias().to(q.dtype)
+        if shift and not torch.compiler.is_compiling():
+            windows.add_shift_mask_(scores, grid, self.masks.to(q.dtype))
+        elif shift:  # the compiler of torch 2.11 fails on the sliced form
             full = windows.full_shift_mask(grid, self.masks.to(q.dtype))  # (windows, 1, T, T), the same for each image
             scores = (scores.unflatten(0, (-1, full.shape[0])) + full).flatten(0, 1)
-        return torch.matmul(F.dropout(scores.softmax(-1), self.dropout, self.training), v)
+        weights = scores.softmax(-1)
+        return torch.matmul(F.dropout(weights, self.dropout) if self.dropout and self.training else weights, v)
 
 
 class MaskedValueSkipAttention(ValueSkipAttention):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from core.layers import windows
 from core.layers.attend import merge_heads, plain_is_faster
+from core.layers.kept import Kept
 from core.layers.linear import Linear
 from core.layers.positions import relative_index
 
@@ -50,11 +51,15 @@ class WindowAttention(nn.Module):
         self.bias_table = nn.Parameter(torch.empty((2 * h - 1) * (2 * w - 1), heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.register_buffer("bias_index", relative_index(self.window).reshape(-1), persistent=False)
+        self._kept = Kept()
         if shift:
             self.register_buffer("masks", windows.shift_mask(self.window, (shift, shift)), persistent=False)
 
     def bias(self) -> Tensor:
         """Relative position bias (heads, T, T), T = cells of a window."""
+        return self._kept(self._gathered, (self.bias_table,))
+
+    def _gathered(self) -> Tensor:
         T = self.window[0] * self.window[1]
         return self.bias_table.index_select(0, self.bias_index).T.contiguous().view(self.heads, T, T)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_a_loop_and_what_cannot_be_taken(tab: Tab, running: serving.Running, tmp
     with tab.downloaded("answer.csv", "#csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [r["frame"] for r in rows] == ["all", "0", "1"]
-    page = tab.driver.page_source
+    page = re.sub(r"base64,[\w+/=]+", "", tab.driver.page_source)  # pictures may spell a name
     assert not [word for word in NAMES if word in page]
     (tmp_path / "b.png").write_bytes(b"Dear Sir")
     tab.give("#given input[type=file]", tmp_path / "b.png")

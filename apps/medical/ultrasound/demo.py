@@ -54,6 +54,7 @@ SHOW = Show(
     Options(
         settings={
             "dim": 96, "queries": 20, "heads": [1, 2, 4, 8], "depths": [1, 1, 1], "dropout": 0.1, "drop_path": 0.0,
+            "start": "scaled",
             "swin_settings": {"dim": 24, "depths": [1, 1, 2, 1], "heads": [1, 2, 4, 8]},
             "convnext_settings": {"dims": [24, 48, 96, 192], "depths": [1, 1, 2, 1], "layer_scale": 1.0},
         },
